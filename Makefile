@@ -1,0 +1,103 @@
+# One command per task; the first one builds .venv with the tested versions.
+PYTHON ?= python3
+DETECTRON2_SOURCE ?= wheel
+DEMO_DIR ?= output/demo
+
+# The config names the images of the default folder.
+DEMO_DATA = $(if $(filter-out output/demo,$(DEMO_DIR)), \
+	DATASETS.TRAIN_JSON $(DEMO_DIR)/data/annotations/instances_train.json \
+	DATASETS.TEST_JSON $(DEMO_DIR)/data/annotations/instances_val.json \
+	DATASETS.TRAIN_IMAGES $(DEMO_DIR)/data/images DATASETS.TEST_IMAGES $(DEMO_DIR)/data/images)
+
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+CONSTRAINTS := requirements/constraints.txt
+PIP := $(PY) -m pip --disable-pip-version-check install -c $(CONSTRAINTS)
+
+# What a user may have set and what cannot work inside .venv.
+export PIP_USER := 0
+unexport PIP_BUILD_CONSTRAINT
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint format clean
+
+fail = { printf '\nerror: %s\n' "$(1)" >&2; exit 1; }
+NO_PYTHON = '$(PYTHON)' does not run; expected Python 3.10 or newer. Install it (Debian and \
+Ubuntu: apt-get install python3 python3-venv) or name another one: make PYTHON=/path/to/python3
+OLD_PYTHON = '$(PYTHON)' is older than 3.10. Name a newer one: make PYTHON=/path/to/python3
+NO_VENV = '$(PYTHON)' cannot make virtual environments (module venv or ensurepip is missing). \
+Debian and Ubuntu: apt-get install python3-venv; then run make again.
+VENV_FAILED = could not create $(VENV); see the lines above. Expected a writable folder with \
+space left; then run make again.
+PIP_FAILED = pip could not install a package; see its lines above. Expected a package index with \
+the versions in $(CONSTRAINTS) and about 8 GB of free disk. Check the network and \
+a proxy (HTTPS_PROXY) and the index (pip config list) and the disk (df -h .); then run make again.
+D2_FAILED = Detectron2 is not installed; the message above says why. Then run make again.
+DATA_FAILED = could not write the synthetic images into $(DEMO_DIR)/data; see above. Expected \
+a writable folder; name another one with make demo DEMO_DIR=/some/folder
+TRAIN_FAILED = the demo training did not finish; its last lines above say why. Details are \
+in $(DEMO_DIR)/log.txt
+DRAW_FAILED = training worked but drawing its predictions did not; see the lines above.
+TEST_FAILED = tests failed; see above. One test again: $(PY) -m pytest <file>::<test>
+FORMAT_FAILED = files are not formatted. Run make format and look at the difference.
+CHECK_FAILED = ruff found problems; see above. make format fixes those it can.
+TYPES_FAILED = mypy found type errors; see above.
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo "  Variables: PYTHON=$(PYTHON) (3.10 or newer), DEMO_DIR=$(DEMO_DIR),"
+	@echo "  DETECTRON2_SOURCE=$(DETECTRON2_SOURCE) (wheel; or upstream: from GitHub, with compiled operators)"
+
+demo: $(STAMP)  ## train on generated images and draw the predictions
+	@# What an earlier demo left there would be mixed with this one's; nothing else is touched.
+	@rm -rf $(addprefix $(or $(DEMO_DIR),$(error DEMO_DIR is empty; expected a folder))/,\
+		inference last_checkpoint metrics.json predictions.png log.txt* config.yaml \
+		model_*.pth events.out.tfevents.*)
+	@$(PY) -m yolof_d2.data.synthetic $(DEMO_DIR)/data || $(call fail,$(DATA_FAILED))
+	@$(PY) train_net.py --config-file configs/quick/synthetic.yaml OUTPUT_DIR $(DEMO_DIR) $(DEMO_DATA) \
+		|| $(call fail,$(TRAIN_FAILED))
+	@$(PY) -m yolof_d2.visualize $(DEMO_DIR) --output $(DEMO_DIR)/predictions.png \
+		|| $(call fail,$(DRAW_FAILED))
+	@echo "Scores are in $(DEMO_DIR)/metrics.json, pictures in $(DEMO_DIR)/predictions.png"
+
+test: $(STAMP)  ## run all tests
+	@$(PY) -m pytest -q tests || $(call fail,$(TEST_FAILED))
+
+lint: $(STAMP)  ## check format, style and types; changes nothing
+	@$(PY) -m ruff format --check . || $(call fail,$(FORMAT_FAILED))
+	@$(PY) -m ruff check . || $(call fail,$(CHECK_FAILED))
+	@$(PY) -m mypy || $(call fail,$(TYPES_FAILED))
+
+format: $(STAMP)  ## format all files, fix what ruff can fix
+	@$(PY) -m ruff format .
+	@$(PY) -m ruff check --fix .
+
+clean:  ## remove .venv and caches; keeps output/
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): setup.py $(CONSTRAINTS) requirements/install_detectron2.py
+	@rm -f $@
+	@$(PYTHON) -c '' 2>/dev/null || $(call fail,$(NO_PYTHON))
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || $(call fail,$(OLD_PYTHON))
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || $(call fail,$(NO_VENV))
+	@# An environment that is whole and of the same Python is kept, and only brought up to date.
+	@v='import sys, pip; print(sys.version_info[:3])'; \
+	new=$$($(PYTHON) -c 'import sys; print(sys.version_info[:3])'); \
+	if [ "$$($(PY) -c "$$v" 2>/dev/null)" != "$$new" ]; then \
+		echo "[1/4] creating $(VENV)"; \
+		$(PYTHON) -m venv --clear $(VENV) || $(call fail,$(VENV_FAILED)); \
+	fi
+	@$(PIP) -q --upgrade pip setuptools wheel || $(call fail,$(PIP_FAILED))
+	@echo "[2/4] installing PyTorch (about 3 GB the first time: some minutes)"
+	@$(PIP) torch torchvision || $(call fail,$(PIP_FAILED))
+	@echo "[3/4] installing Detectron2 ($(DETECTRON2_SOURCE))"
+	@$(PY) requirements/install_detectron2.py --source $(DETECTRON2_SOURCE) \
+		|| $(call fail,$(D2_FAILED))
+	@echo "[4/4] installing yolof_d2 and its tools"
+	@PYTHONWARNINGS=ignore $(PIP) -q --no-build-isolation -e '.[dev]' || $(call fail,$(PIP_FAILED))
+	@touch $@
+	@echo "Ready: $(VENV)"

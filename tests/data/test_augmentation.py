@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import transforms as T
+from fvcore.transforms.transform import NoOpTransform
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from yolof_d2.config import add_yolof_config
+from yolof_d2.data import RandomShift, ShiftTransform, build_augmentation
+from yolof_d2.errors import ConfigError
+
+SIDE = st.integers(1, 9)
+SHIFT = st.integers(-12, 12)  # reaches beyond the image
+
+
+def make_cfg(prob: float = 0.5, max_pixels: int = 32) -> CfgNode:
+    cfg = get_cfg()
+    add_yolof_config(cfg)
+    cfg.INPUT.RANDOM_SHIFT.PROB = prob
+    cfg.INPUT.RANDOM_SHIFT.MAX_PIXELS = max_pixels
+    return cfg
+
+
+def shift_by_loop(image: np.ndarray, dx: int, dy: int) -> np.ndarray:
+    """Pixel by pixel: every pixel goes dx to the right and dy down, if that is in the image."""
+    height, width = image.shape[:2]
+    result = np.zeros_like(image)
+    for y in range(height):
+        for x in range(width):
+            if 0 <= y + dy < height and 0 <= x + dx < width:
+                result[y + dy, x + dx] = image[y, x]
+    return result
+
+
+@settings(deadline=None)
+@given(
+    SIDE,
+    SIDE,
+    st.sampled_from([None, 1, 3, 4]),
+    SHIFT,
+    SHIFT,
+    st.sampled_from(["uint8", "int32", "float32", "float64", "bool"]),
+)
+def test_image_agrees_with_pixel_loop(height, width, channels, dx, dy, dtype):
+    shape = (height, width) if channels is None else (height, width, channels)
+    image = (np.arange(np.prod(shape)) % 250 + 1).reshape(shape).astype(dtype)
+    before = image.copy()
+    shifted = ShiftTransform(dx, dy).apply_image(image)
+    assert shifted.dtype == image.dtype
+    np.testing.assert_array_equal(shifted, shift_by_loop(image, dx, dy))
+    np.testing.assert_array_equal(image, before)  # the input is left alone
+    assert not np.shares_memory(shifted, image)
+    if channels is None:
+        np.testing.assert_array_equal(ShiftTransform(dx, dy).apply_segmentation(image), shifted)
+
+
+@settings(deadline=None)
+@given(SIDE, SIDE, SHIFT, SHIFT)
+def test_inverse_restores_what_stayed_in_the_image(height, width, dx, dy):
+    image = np.arange(1, height * width + 1).reshape(height, width)
+    transform = ShiftTransform(dx, dy)
+    back = transform.inverse().apply_image(transform.apply_image(image))
+    stayed = np.zeros((height, width), dtype=bool)
+    for y in range(height):
+        for x in range(width):
+            stayed[y, x] = 0 <= y + dy < height and 0 <= x + dx < width
+    np.testing.assert_array_equal(back, np.where(stayed, image, 0))
+
+    coords = np.array([[0.0, 0.0], [-3.5, 100.25], [width, height]])
+    moved = transform.apply_coords(coords)
+    np.testing.assert_array_equal(moved, [[x + dx, y + dy] for x, y in coords])
+    np.testing.assert_array_equal(transform.inverse().apply_coords(moved), coords)
+
+
+@settings(deadline=None)
+@given(st.data(), SHIFT, SHIFT)
+def test_box_follows_its_pixels(data, dx, dy):
+    height, width = 12, 15
+    x0 = data.draw(st.integers(0, width - 1))
+    y0 = data.draw(st.integers(0, height - 1))
+    x1 = data.draw(st.integers(x0 + 1, width))
+    y1 = data.draw(st.integers(y0 + 1, height))
+    image = np.zeros((height, width), np.uint8)
+    image[y0:y1, x0:x1] = 1
+    transform = ShiftTransform(dx, dy)
+    box = transform.apply_box(np.array([[x0, y0, x1, y1]], dtype=np.float32))[0]
+    assert box.tolist() == [x0 + dx, y0 + dy, x1 + dx, y1 + dy]  # not clipped here
+    rows, columns = np.nonzero(transform.apply_image(image))
+    clipped = np.clip(box, 0, [width, height, width, height])
+    if len(rows) == 0:
+        assert clipped[0] >= clipped[2] or clipped[1] >= clipped[3]
+    else:
+        seen = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        assert clipped.tolist() == seen
+
+
+def test_coordinates_keep_float_dtype_and_accept_integers_and_none():
+    transform = ShiftTransform(2, -3)
+    assert transform.apply_coords(np.zeros((4, 2), np.float32)).dtype == np.float32
+    assert transform.apply_coords(np.array([[1, 1]])).tolist() == [[3.0, -2.0]]
+    assert transform.apply_coords(np.zeros((0, 2))).shape == (0, 2)
+    assert transform.apply_box(np.zeros((0, 4))).shape == (0, 4)
+
+
+def test_polygons_are_shifted():
+    (polygon,) = ShiftTransform(5, 1).apply_polygons([np.array([[0.0, 0.0], [2.0, 3.0]])])
+    assert polygon.tolist() == [[5.0, 1.0], [7.0, 4.0]]
+
+
+def test_batched_images_are_refused():
+    with pytest.raises(ValueError, match="shape"):
+        ShiftTransform(1, 1).apply_image(np.zeros((2, 4, 4, 3)))
+
+
+def test_draws_cover_the_published_range_and_no_more():
+    np.random.seed(0)
+    augmentation = RandomShift(prob=1.0, max_pixels=2)
+    image = np.zeros((4, 4, 3), np.uint8)
+    drawn = {(t.dx, t.dy) for t in (augmentation.get_transform(image) for _ in range(2000))}
+    assert drawn == {(dx, dy) for dx in (-2, -1, 0, 1) for dy in (-2, -1, 0, 1)}
+
+
+def test_probability_is_kept():
+    np.random.seed(0)
+    augmentation = RandomShift(prob=0.3, max_pixels=4)
+    image = np.zeros((4, 4, 3), np.uint8)
+    shifts = sum(isinstance(augmentation.get_transform(image), ShiftTransform) for _ in range(4000))
+    assert abs(shifts / 4000 - 0.3) < 0.03  # 4 standard deviations
+
+
+def test_same_seed_same_shift_and_transform_is_repeatable():
+    image = np.random.default_rng(0).integers(1, 255, (20, 30, 3)).astype(np.uint8)
+    augmentation = RandomShift(prob=1.0, max_pixels=8)
+    shifts = []
+    for _ in range(2):
+        np.random.seed(7)
+        transform = augmentation.get_transform(image)
+        shifts.append((transform.dx, transform.dy))
+        first = transform.apply_image(image)
+        np.testing.assert_array_equal(transform.apply_image(image), first)
+    assert shifts[0] == shifts[1]
+
+
+@pytest.mark.parametrize(("prob", "max_pixels"), [(0.0, 32), (1.0, 0), (0.0, 0)])
+def test_off_is_off_and_draws_no_random_number(prob, max_pixels):
+    np.random.seed(3)
+    expected = np.random.random()
+    np.random.seed(3)
+    transform = RandomShift(prob, max_pixels).get_transform(np.zeros((5, 5), np.uint8))
+    assert isinstance(transform, NoOpTransform)
+    assert np.random.random() == expected
+
+    names = [type(a).__name__ for a in build_augmentation(make_cfg(prob, max_pixels), True)]
+    assert names == ["ResizeShortestEdge", "RandomFlip"]
+
+
+def test_shift_comes_last_and_only_in_training():
+    augmentations = build_augmentation(make_cfg(0.25, 16), True)
+    assert [type(a).__name__ for a in augmentations] == [
+        "ResizeShortestEdge",
+        "RandomFlip",
+        "RandomShift",
+    ]
+    assert (augmentations[-1].prob, augmentations[-1].max_pixels) == (0.25, 16)
+    tests = build_augmentation(make_cfg(0.25, 16), False)
+    assert [type(a).__name__ for a in tests] == ["ResizeShortestEdge"]
+
+
+def test_default_config_has_detectron2s_augmentation_alone():
+    cfg = get_cfg()
+    add_yolof_config(cfg)
+    assert len(build_augmentation(cfg, True)) == 2
+
+
+@pytest.mark.parametrize(("prob", "max_pixels"), [(-0.1, 32), (1.1, 32), (0.5, -1), (0.5, 1.5)])
+def test_impossible_values_are_refused(prob, max_pixels):
+    with pytest.raises(ConfigError, match="RANDOM_SHIFT"):
+        RandomShift(prob, max_pixels)
+
+
+def test_works_in_detectron2s_pipeline_on_a_one_pixel_image():
+    np.random.seed(0)
+    for _ in range(20):
+        augmented = T.AugInput(np.full((1, 1, 3), 9, np.uint8))
+        transforms = T.AugmentationList([RandomShift(1.0, 2)])(augmented)
+        assert augmented.image.shape == (1, 1, 3)
+        (shift,) = transforms.transforms
+        is_kept = (shift.dx, shift.dy) == (0, 0)
+        assert augmented.image.any() == is_kept

@@ -1,0 +1,74 @@
+"""Train or evaluate a detector.
+
+python train_net.py --config-file configs/yolof_R_50_C5_1x.yaml --num-gpus 8 [--resume | --eval-only] [KEY VALUE ...]
+"""
+
+import logging
+import os
+import sys
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.engine import default_argument_parser, launch
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+from torch.multiprocessing import ProcessExitedException
+
+from yolof_d2.config import build_cfg
+from yolof_d2.data import check_datasets, resolve_datasets
+from yolof_d2.engine import Trainer, check_launch, setup_run
+from yolof_d2.errors import UserError
+
+
+def main(args, cfg):
+    """Train or evaluate on this rank; returns the evaluation results on the main one."""
+    setup_run(cfg, args)
+    if args.eval_only:
+        model = Trainer.build_model(cfg)
+        DetectionCheckpointer(model, cfg.OUTPUT_DIR).resume_or_load(
+            cfg.MODEL.WEIGHTS, resume=args.resume
+        )
+        results = Trainer.test(cfg, model)
+        if comm.is_main_process():
+            verify_results(cfg, results)
+        return results
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+def worker(args, cfg):
+    """Run :func:`main`; what a user can mend ends in its message, not in a stack trace alone."""
+    try:
+        main(args, cfg)
+    except UserError as error:
+        logging.getLogger("yolof_d2").error(error)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    args = default_argument_parser(__doc__).parse_args()
+    logging.basicConfig(format="%(message)s")  # until setup_run() gives each rank its loggers
+    logging.getLogger("yolof_d2").setLevel(logging.INFO)
+    try:
+        cfg = build_cfg(args.config_file, args.opts or ())
+        resolve_datasets(cfg, eval_only=args.eval_only)
+        cfg.freeze()
+        check_launch(cfg, args)
+        check_datasets(cfg, skip_train=args.eval_only)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    if cfg.MODEL.DEVICE == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = (
+            ""  # so that Detectron2 chooses gloo, also where there are GPUs
+        )
+    try:
+        launch(
+            worker,
+            args.num_gpus,
+            args.num_machines,
+            args.machine_rank,
+            args.dist_url,
+            args=(args, cfg),
+        )
+    except ProcessExitedException as error:  # the worker has said why
+        sys.exit(error.exit_code)

@@ -1,0 +1,82 @@
+"""The mapper: Detectron2's own, with errors that say which image is at fault."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import DatasetMapper, detection_utils
+from detectron2.data import transforms as T
+
+from yolof_d2.data.augmentation import build_augmentation
+from yolof_d2.data.validation import IMAGE_READ_ERRORS
+from yolof_d2.errors import DataError
+
+__all__ = ["YOLOFDatasetMapper", "build_mapper"]
+
+
+class YOLOFDatasetMapper(DatasetMapper):
+    """Detectron2's :class:`DatasetMapper`; a bad image raises :class:`DataError` naming it."""
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        """Read and transform one image.
+
+        Args:
+            dataset_dict: one image in Detectron2's data set format; not modified.
+
+        Returns:
+            The dict with ``image`` (uint8 (C, H, W), in ``INPUT.FORMAT`` channel order) and, for
+            training, ``instances`` (XYXY boxes in pixels of the transformed image).
+
+        Raises:
+            DataError: the image is missing or corrupt, or its size is not the one in the json.
+        """
+        try:
+            return super().__call__(dataset_dict)
+        except IMAGE_READ_ERRORS:
+            # Read again only now, so that good images cost nothing, and an error of the
+            # augmentations (also a ValueError) is not blamed on the image.
+            _raise_if_image_is_bad(dataset_dict, self.image_format)
+            raise
+
+
+def _raise_if_image_is_bad(dataset_dict: dict[str, Any], image_format: str) -> None:
+    """Read the image alone and turn any trouble with it into a DataError."""
+    name = dataset_dict["file_name"]
+    where = f"image {name!r} (image id {dataset_dict.get('image_id')!r})"
+    try:
+        image: np.ndarray = detection_utils.read_image(name, format=image_format)
+    except FileNotFoundError as error:
+        raise DataError(f"{where} does not exist; restore it or remove it from the json") from error
+    except IMAGE_READ_ERRORS as error:
+        raise DataError(
+            f"{where} cannot be read ({type(error).__name__}: {error}); replace the file or "
+            "remove it from the json"
+        ) from error
+    try:
+        # A copy, because the check fills in width and height where they are missing.
+        detection_utils.check_image_size(dict(dataset_dict), image)
+    except detection_utils.SizeMismatchError as error:
+        raise DataError(
+            f"{where} is {image.shape[1]} x {image.shape[0]} pixels (width x height, after EXIF "
+            f"rotation), the json says {dataset_dict.get('width')} x {dataset_dict.get('height')}; "
+            "correct width and height in the json, and check that its boxes fit this image"
+        ) from error
+
+
+def build_mapper(cfg: CfgNode, is_train: bool) -> DatasetMapper:
+    """The mapper for ``build_detection_train_loader`` / ``build_detection_test_loader``.
+
+    Args:
+        cfg: ``INPUT.*`` and ``MODEL.MASK_ON`` etc. are read as by Detectron2's DatasetMapper.
+        is_train: with random augmentation and annotations, or as for tests.
+
+    Returns:
+        Detectron2's mapper with :func:`build_augmentation`, behind ``INPUT.CROP`` if that is on.
+    """
+    augmentations = build_augmentation(cfg, is_train)
+    if is_train and cfg.INPUT.CROP.ENABLED:
+        # Handing over `augmentations` replaces the list from_config would build, crop included.
+        augmentations.insert(0, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
+    return YOLOFDatasetMapper(cfg, is_train, augmentations=augmentations)

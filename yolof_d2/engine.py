@@ -1,0 +1,153 @@
+"""The trainer: Detectron2's ``DefaultTrainer`` with our data, optimizer groups, precision and hooks."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import weakref
+from typing import Any
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, default_setup
+from detectron2.engine.train_loop import TrainerBase
+from detectron2.evaluation import COCOEvaluator
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import setup_logger
+
+from .data import build_mapper, register_datasets
+from .errors import ConfigError
+from .hooks import MemoryMonitor, ResumableBestCheckpointer, RunSummary
+from .provenance import describe_run
+from .train_loop import MixedPrecisionTrainer
+
+logger = logging.getLogger(__name__)
+
+_PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def setup_run(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Prepare this process for a run: data sets, loggers, seed, and the resolved config in ``OUTPUT_DIR``."""
+    register_datasets(cfg, eval_only=args.eval_only)
+    default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="yolof_d2")
+
+
+def check_launch(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Find what would stop the run on every rank, before any process starts.
+
+    Raises:
+        ConfigError: not as many GPUs as asked for, a batch that the ranks cannot share, or weights that are not there.
+    """
+    if cfg.MODEL.DEVICE.startswith("cuda"):
+        found = torch.cuda.device_count()
+        if not found:
+            raise ConfigError(
+                "MODEL.DEVICE is 'cuda', but PyTorch sees no GPU; to run on the CPU: MODEL.DEVICE cpu"
+            )
+        if args.num_gpus > found:
+            raise ConfigError(f"--num-gpus is {args.num_gpus}, but PyTorch sees {found}")
+    ranks = max(1, args.num_gpus) * args.num_machines
+    if cfg.SOLVER.IMS_PER_BATCH % ranks and not args.eval_only:
+        raise ConfigError(
+            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which {ranks} ranks cannot share evenly"
+        )
+
+    resumes = args.resume and PathManager.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
+    weights = cfg.MODEL.WEIGHTS
+    if args.eval_only and not (weights or resumes):
+        raise ConfigError(
+            "--eval-only needs trained weights: give MODEL.WEIGHTS a file, or --resume for the last checkpoint in "
+            f"OUTPUT_DIR ({cfg.OUTPUT_DIR})"
+        )
+    if weights and "://" not in weights and not resumes and not os.path.isfile(weights):
+        raise ConfigError(
+            f"MODEL.WEIGHTS: there is no file {weights!r} (looked from {os.getcwd()})"
+        )
+
+
+class Trainer(DefaultTrainer):
+    """Trains and evaluates any Detectron2 meta-architecture the same way, so that comparisons are fair."""
+
+    def __init__(self, cfg: CfgNode):
+        """Build everything from ``cfg``, as ``DefaultTrainer`` does."""
+        # DefaultTrainer builds its step trainer and DDP wrapper inline, for CUDA only, so its body is restated here.
+        TrainerBase.__init__(self)
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        data_loader = self.build_train_loader(cfg)
+        device_ids = [comm.get_local_rank()] if next(model.parameters()).is_cuda else None
+        model = create_ddp_model(model, broadcast_buffers=False, device_ids=device_ids)
+        precision = _PRECISIONS[cfg.SOLVER.AMP.PRECISION] if cfg.SOLVER.AMP.ENABLED else None
+        self._trainer = MixedPrecisionTrainer(model, data_loader, optimizer, precision)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = DetectionCheckpointer(
+            model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
+        """SGD as Detectron2 builds it, with ``SOLVER.BACKBONE_LR_FACTOR`` on the parameters of the backbone."""
+        params = get_default_optimizer_params(
+            model,
+            base_lr=cfg.SOLVER.BASE_LR,
+            weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+            bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+            weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+            lr_factor_func=lambda name: (
+                cfg.SOLVER.BACKBONE_LR_FACTOR if name.startswith("backbone.") else 1.0
+            ),
+        )
+        optimizer = torch.optim.SGD(
+            params,
+            lr=cfg.SOLVER.BASE_LR,
+            momentum=cfg.SOLVER.MOMENTUM,
+            nesterov=cfg.SOLVER.NESTEROV,
+            weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+            foreach=True,
+        )
+        return maybe_add_gradient_clipping(cfg, optimizer)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        return build_detection_train_loader(cfg, mapper=build_mapper(cfg, is_train=True))
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        return build_detection_test_loader(
+            cfg, dataset_name, mapper=build_mapper(cfg, is_train=False)
+        )
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> COCOEvaluator:
+        """COCO evaluation; detections go to ``OUTPUT_DIR/inference``."""
+        return COCOEvaluator(dataset_name, output_dir=os.path.join(cfg.OUTPUT_DIR, "inference"))
+
+    def build_hooks(self) -> list[HookBase]:
+        """Detectron2's hooks, with memory, best checkpoint and summary."""
+        hooks = [MemoryMonitor(), *super().build_hooks()]
+        if comm.is_main_process():
+            writer = (
+                hooks.pop()
+            )  # Detectron2 puts it last, so that it writes what the others measured
+            if self.cfg.TEST.BEST_METRIC:
+                hooks.append(
+                    ResumableBestCheckpointer(
+                        self.cfg.TEST.EVAL_PERIOD, self.checkpointer, self.cfg.TEST.BEST_METRIC
+                    )
+                )
+            hooks += [writer, RunSummary(self.cfg.OUTPUT_DIR, self._describe)]
+        return hooks
+
+    def _describe(self) -> dict[str, Any]:
+        return {"seed": self.cfg.SEED, "world_size": comm.get_world_size(), **describe_run()}

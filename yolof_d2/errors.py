@@ -1,0 +1,19 @@
+"""Errors a user can cause. Commands catch :class:`UserError` and show its message alone, without a stack trace."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Something the user can mend; the message says what was got, what was expected, and what to do."""
+
+
+class ConfigError(UserError, ValueError):
+    """A configuration key or value that is unknown, misplaced or impossible."""
+
+
+class DataError(UserError, ValueError):
+    """A data set, annotation file or image that cannot be used."""
+
+
+class NonFiniteLossError(UserError, FloatingPointError):
+    """Training stopped because a loss became infinite or NaN."""
