@@ -1,6 +1,7 @@
 """Train or evaluate a detector.
 
-python train_net.py --config-file configs/yolof_R_50_C5_1x.yaml --num-gpus 8 [--resume | --eval-only] [KEY VALUE ...]
+python train_net.py --config-file configs/yolof_R_50_C5_1x.yaml --num-gpus 8 [--resume |
+--eval-only] [KEY VALUE ...]
 """
 
 import logging
@@ -14,7 +15,8 @@ from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
 from yolof_d2.config import build_cfg
-from yolof_d2.data import check_datasets, resolve_datasets
+from yolof_d2.data import resolve_datasets
+from yolof_d2.data.validation import check_datasets
 from yolof_d2.engine import Trainer, check_launch, setup_run
 from yolof_d2.errors import UserError
 

@@ -1,7 +1,7 @@
 """YOLOF on Detectron2, made for ablations.
 
-Importing this package registers YOLOF and its parts with Detectron2's registries. It changes no default of
-Detectron2 and no other model.
+Importing this package registers YOLOF and its parts with Detectron2's registries. It changes no
+default of Detectron2 and no other model.
 """
 
 from __future__ import annotations

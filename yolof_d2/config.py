@@ -17,8 +17,9 @@ from .errors import ConfigError
 def add_yolof_config(cfg: CfgNode) -> None:
     """Add every key of this project to ``cfg``; no existing key is touched.
 
-    The values of ``MODEL.YOLOF`` are those of the published R50-C5 model. What can be derived is no key: channels come
-    from the backbone, the number of anchors from ``MODEL.ANCHOR_GENERATOR``, the number of blocks from the dilations.
+    The values of ``MODEL.YOLOF`` are those of the published R50-C5 model. What can be derived is no
+    key: channels come from the backbone, the number of anchors from ``MODEL.ANCHOR_GENERATOR``, the
+    number of blocks from the dilations.
     """
     yolof = cfg.MODEL.YOLOF = CfgNode()
     yolof.NUM_CLASSES = 80  # set from the json when DATASETS.TRAIN_JSON or TEST_JSON is given
@@ -50,7 +51,7 @@ def add_yolof_config(cfg: CfgNode) -> None:
         {
             "TOPK": 4,  # nearest anchors, and again nearest predictions, per ground truth; >= 1
             "POS_IGNORE_IOU": 0.15,  # a pair is dropped below this IoU of anchor and ground truth
-            "NEG_IGNORE_IOU": 0.7,  # background is ignored above this IoU of prediction and ground truth
+            "NEG_IGNORE_IOU": 0.7,  # background is ignored above this IoU with any ground truth
         }
     )
 
@@ -64,8 +65,8 @@ def add_yolof_config(cfg: CfgNode) -> None:
     yolof.TOPK_CANDIDATES_TEST = 1000  # highest scores that enter the suppression
     yolof.NMS_THRESH_TEST = 0.6
 
-    # Your own data in COCO format: a json and the folder that its file names are relative to. When given, they replace
-    # DATASETS.TRAIN and TEST, and set the number of classes of the model.
+    # Your own data in COCO format: a json and the folder that its file names are relative to. When
+    # given, they replace DATASETS.TRAIN and TEST, and set the number of classes of the model.
     cfg.DATASETS.TRAIN_JSON = ""
     cfg.DATASETS.TRAIN_IMAGES = ""
     cfg.DATASETS.TEST_JSON = ""
@@ -93,15 +94,15 @@ def iter_keys(cfg: dict, prefix: str = "") -> Iterator[str]:
 
 
 def build_cfg(config_file: str = "", overrides: Sequence[str] = ()) -> CfgNode:
-    """Detectron2's defaults, our keys, a config file and command-line overrides, checked, not yet frozen.
+    """Merge Detectron2's defaults, our keys, a config file and overrides; check; do not freeze.
 
     Args:
         config_file: path of a YAML file, with ``_BASE_`` if it has one; empty for none.
         overrides: ``KEY VALUE`` pairs, flat, as they stand on the command line.
 
     Raises:
-        ConfigError: a file that cannot be read, an unknown or misplaced key, a value of the wrong kind. The message
-            names every such key and the nearest right one.
+        ConfigError: a file that cannot be read, an unknown or misplaced key, a value of the wrong
+        kind. The message names every such key and the nearest right one.
     """
     cfg = get_cfg()
     add_yolof_config(cfg)
@@ -110,20 +111,10 @@ def build_cfg(config_file: str = "", overrides: Sequence[str] = ()) -> CfgNode:
 
     if len(overrides) % 2:
         raise ConfigError(
-            f"expected KEY VALUE pairs after the options, got {len(overrides)} words: {' '.join(overrides)}"
+            "expected KEY VALUE pairs after the options, got an odd number of words: "
+            + " ".join(overrides)
         )
-    try:
-        written = (
-            list(iter_keys(CfgNode.load_yaml_with_base(config_file, allow_unsafe=True)))
-            if config_file
-            else []
-        )
-    except (OSError, AssertionError, KeyError, yaml.YAMLError) as error:
-        raise ConfigError(
-            f"cannot read the config file {config_file!r}: {_one_line(error)}"
-        ) from error
-
-    _raise_unknown(written, known, config_file)
+    _raise_unknown(_read_keys(config_file) if config_file else [], known, config_file)
     _raise_unknown(overrides[::2], known, "the command line")
     try:
         if config_file:
@@ -135,6 +126,21 @@ def build_cfg(config_file: str = "", overrides: Sequence[str] = ()) -> CfgNode:
     _raise_misplaced(cfg, defaults)
     validate_config(cfg)
     return cfg
+
+
+def _read_keys(config_file: str) -> list[str]:
+    try:
+        content = CfgNode.load_yaml_with_base(config_file, allow_unsafe=True)
+    except (OSError, AssertionError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise ConfigError(
+            f"cannot read the config file {config_file!r}: {_one_line(error)}"
+        ) from error
+    if not isinstance(content, dict):
+        raise ConfigError(
+            f"cannot read the config file {config_file!r}: expected keys with values, "
+            f"got a {type(content).__name__}"
+        )
+    return list(iter_keys(content))
 
 
 def validate_config(cfg: CfgNode) -> None:
@@ -155,7 +161,8 @@ def validate_config(cfg: CfgNode) -> None:
         known = sorted(name for name, _ in META_ARCH_REGISTRY)
         near = difflib.get_close_matches(cfg.MODEL.META_ARCHITECTURE, known, 1, cutoff=0)[0]
         raise ConfigError(
-            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}, which is not registered; did you mean {near!r}?"
+            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}, which is not registered; "
+            f"did you mean {near!r}?"
         )
 
 
@@ -168,7 +175,7 @@ def _raise_unknown(written: Sequence[str], known: Sequence[str], where: str) -> 
 
 
 def nearest_key(key: str, known: Sequence[str]) -> str:
-    """The known key closest to ``key``: the same last name elsewhere first, then the most similar spelling."""
+    """The known key closest to ``key``: the same last name elsewhere first, then spelling."""
     leaf = key.rsplit(".", 1)[-1]
     same_leaf = [candidate for candidate in known if candidate.rsplit(".", 1)[-1] == leaf]
     similar_leaf = difflib.get_close_matches(
@@ -185,7 +192,7 @@ _OTHER_MODELS = ("RETINANET", "RPN", "PROPOSAL_GENERATOR", "SEM_SEG_HEAD", "PANO
 
 
 def _raise_misplaced(cfg: CfgNode, defaults: CfgNode) -> None:
-    """Refuse values set for a model that is not the one being built: they would be ignored in silence."""
+    """Refuse values set for a model that is not being built: they would be ignored in silence."""
     is_yolof = cfg.MODEL.META_ARCHITECTURE == "YOLOF"
     foreign = tuple(f"MODEL.{name}" for name in (_OTHER_MODELS if is_yolof else ("YOLOF.",)))
     changed = [
@@ -193,13 +200,16 @@ def _raise_misplaced(cfg: CfgNode, defaults: CfgNode) -> None:
         for key in iter_keys(cfg)
         if key.startswith(foreign) and _get(cfg, key) != _get(defaults, key)
     ]
-    # The class count is set for all models alike when it is read from the data, and so stands in saved configs.
+    # The class count is set for all models alike when it is read from the data, and so stands in
+    # saved configs.
     misplaced = [
         key
         for key in changed
         if not (key.endswith("NUM_CLASSES") and _get(cfg, key) == str(num_classes(cfg)))
     ]
     if misplaced:
+        if cfg.MODEL.META_ARCHITECTURE == "RetinaNet":  # no hints at the keys of two-stage models
+            foreign += tuple(f"MODEL.{name}" for name in _OTHER_MODELS if name != "RETINANET")
         own = [key for key in iter_keys(cfg) if not key.startswith(foreign)]
         hints = "; ".join(f"{key} (did you mean {nearest_key(key, own)}?)" for key in misplaced)
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""The trainer: Detectron2's ``DefaultTrainer`` with our data, optimizer groups, precision and hooks."""
+"""The trainer: Detectron2's, with our data, optimizer groups, precision and hooks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def setup_run(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Prepare this process for a run: data sets, loggers, seed, and the resolved config in ``OUTPUT_DIR``."""
+    """Set up data sets, loggers and seed in this process; save the config to ``OUTPUT_DIR``."""
     register_datasets(cfg, eval_only=args.eval_only)
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="yolof_d2")
@@ -42,28 +42,30 @@ def check_launch(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Find what would stop the run on every rank, before any process starts.
 
     Raises:
-        ConfigError: not as many GPUs as asked for, a batch that the ranks cannot share, or weights that are not there.
+        ConfigError: not as many GPUs as asked for, a batch that the ranks cannot share, or weights
+        that are not there.
     """
     if cfg.MODEL.DEVICE.startswith("cuda"):
         found = torch.cuda.device_count()
         if not found:
             raise ConfigError(
-                "MODEL.DEVICE is 'cuda', but PyTorch sees no GPU; to run on the CPU: MODEL.DEVICE cpu"
+                "MODEL.DEVICE is 'cuda', but PyTorch sees no GPU; for the CPU: MODEL.DEVICE cpu"
             )
         if args.num_gpus > found:
             raise ConfigError(f"--num-gpus is {args.num_gpus}, but PyTorch sees {found}")
     ranks = max(1, args.num_gpus) * args.num_machines
     if cfg.SOLVER.IMS_PER_BATCH % ranks and not args.eval_only:
         raise ConfigError(
-            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which {ranks} ranks cannot share evenly"
+            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which {ranks} ranks cannot share "
+            "evenly; choose a multiple"
         )
 
     resumes = args.resume and PathManager.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
     weights = cfg.MODEL.WEIGHTS
     if args.eval_only and not (weights or resumes):
         raise ConfigError(
-            "--eval-only needs trained weights: give MODEL.WEIGHTS a file, or --resume for the last checkpoint in "
-            f"OUTPUT_DIR ({cfg.OUTPUT_DIR})"
+            "--eval-only needs trained weights: give MODEL.WEIGHTS a file, or --resume for the "
+            f"last checkpoint in OUTPUT_DIR ({cfg.OUTPUT_DIR})"
         )
     if weights and "://" not in weights and not resumes and not os.path.isfile(weights):
         raise ConfigError(
@@ -72,11 +74,12 @@ def check_launch(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 
 class Trainer(DefaultTrainer):
-    """Trains and evaluates any Detectron2 meta-architecture the same way, so that comparisons are fair."""
+    """Trains and evaluates any Detectron2 meta-architecture the same way, for fair comparisons."""
 
     def __init__(self, cfg: CfgNode):
         """Build everything from ``cfg``, as ``DefaultTrainer`` does."""
-        # DefaultTrainer builds its step trainer and DDP wrapper inline, for CUDA only, so its body is restated here.
+        # DefaultTrainer builds its step trainer and DDP wrapper inline, for CUDA only, so its body
+        # is restated here.
         TrainerBase.__init__(self)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
@@ -97,7 +100,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
-        """SGD as Detectron2 builds it, with ``SOLVER.BACKBONE_LR_FACTOR`` on the parameters of the backbone."""
+        """SGD as Detectron2 builds it, with ``SOLVER.BACKBONE_LR_FACTOR`` on the backbone."""
         params = get_default_optimizer_params(
             model,
             base_lr=cfg.SOLVER.BASE_LR,

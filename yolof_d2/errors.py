@@ -1,10 +1,10 @@
-"""Errors a user can cause. Commands catch :class:`UserError` and show its message alone, without a stack trace."""
+"""Errors a user can cause; commands show their message alone, without a stack trace."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """Something the user can mend; the message says what was got, what was expected, and what to do."""
+    """Something the user can mend; the message says what was got, what was expected, what to do."""
 
 
 class ConfigError(UserError, ValueError):

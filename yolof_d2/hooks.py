@@ -22,7 +22,9 @@ MIB = 1024**2
 
 
 def peak_memory_mib() -> dict[str, float]:
-    """Highest memory use so far, in MiB: ``process`` (resident), and on a GPU ``allocated`` and ``reserved``."""
+    """Highest memory use so far, in MiB: ``process`` (resident), and on a GPU ``allocated`` and
+    ``reserved``.
+    """
     unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
     peak = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MIB}
     if torch.cuda.is_available() and torch.cuda.is_initialized():
@@ -32,7 +34,9 @@ def peak_memory_mib() -> dict[str, float]:
 
 
 class MemoryMonitor(HookBase):
-    """Writes the peak memory of this process as scalars ``memory/peak_{process,allocated,reserved}_mib``."""
+    """Writes the peak memory of this process as scalars
+    ``memory/peak_{process,allocated,reserved}_mib``.
+    """
 
     def __init__(self, period: int = 20):
         """
@@ -62,16 +66,22 @@ class ResumableBestCheckpointer(BestCheckpointer):
 
 
 class RunSummary(HookBase):
-    """At the end of a finished run, logs results, speed and memory, and writes them to ``summary.json``."""
+    """At the end of a finished run, logs results, speed and memory, and writes them to
+    ``summary.json``.
+    """
 
     def __init__(self, output_dir: str, describe: Callable[[], dict[str, Any]]):
         """
         Args:
             output_dir: where ``summary.json`` goes.
-            describe: returns what else to record (provenance), called once at the end.
+            describe: returns what else to record (provenance); called at the start, as the code may
+                change on disk while it runs.
         """
         self._path = os.path.join(output_dir, "summary.json")
         self._describe = describe
+
+    def before_train(self) -> None:
+        self._provenance = self._describe()
 
     def after_train(self) -> None:
         if self.trainer.iter + 1 < self.trainer.max_iter:  # stopped early: an error, or a signal
@@ -86,7 +96,7 @@ class RunSummary(HookBase):
             "training_minutes": float(np.sum(seconds)) / 60,
             "peak_memory_mib": {name: round(value, 1) for name, value in peak_memory_mib().items()},
             "results": results,
-            **self._describe(),
+            **self._provenance,
         }
         with open(self._path, "w") as file:
             json.dump(summary, file, indent=2)

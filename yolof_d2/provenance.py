@@ -18,7 +18,7 @@ _PACKAGES = ("yolof_d2", "detectron2", "torch", "torchvision", "numpy", "pycocot
 
 
 def describe_run() -> dict[str, Any]:
-    """Commit, package versions, hardware, command line and time, as plain JSON values; None where unknown."""
+    """Commit, versions, hardware, command line and time, as plain JSON; None where unknown."""
     return {
         "commit": _git_commit(),
         "command": shlex.join([os.path.basename(sys.executable), *sys.argv]),
@@ -33,7 +33,7 @@ def describe_run() -> dict[str, Any]:
             else os.cpu_count(),
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
 
@@ -56,7 +56,9 @@ def _cpu_name() -> str:
 
 
 def _git_commit() -> str | None:
-    """Commit of the checkout that holds this package, with ``-dirty`` when it has changes; None outside git."""
+    """Commit of the checkout that holds this package, with ``-dirty`` when it has changes; None
+    outside git.
+    """
     try:
         return subprocess.run(
             ["git", "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"],

@@ -17,7 +17,8 @@ from .errors import NonFiniteLossError
 class MixedPrecisionTrainer(SimpleTrainer):
     """Detectron2's ``SimpleTrainer`` with autocast to fp16 or bf16, on GPU or CPU.
 
-    Detectron2's ``AMPTrainer`` needs CUDA, and scales the loss for bf16 too, which has the range of float32.
+    Detectron2's ``AMPTrainer`` needs CUDA, and scales the loss for bf16 too, which has the range of
+    float32.
     """
 
     def __init__(
@@ -34,10 +35,9 @@ class MixedPrecisionTrainer(SimpleTrainer):
         """
         super().__init__(model, data_loader, optimizer)
         self.precision = precision
-        if (
-            precision is not None
-        ):  # half-precision convolutions are several times faster in this layout
-            model.to(memory_format=torch.channels_last)
+        if precision is not None:
+            # Half-precision convolutions are several times faster in this layout.
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stub
         self.device_type = next(model.parameters()).device.type
         self.grad_scaler = torch.amp.GradScaler(
             self.device_type, enabled=precision is torch.float16
@@ -47,7 +47,8 @@ class MixedPrecisionTrainer(SimpleTrainer):
         """Train on one batch.
 
         Raises:
-            NonFiniteLossError: on every rank, before the weights are touched, when a loss of any rank is not finite.
+            NonFiniteLossError: on every rank, before the weights are touched, when a loss of any
+            rank is not finite.
         """
         start = time.perf_counter()
         data = next(self._data_loader_iter)
@@ -77,9 +78,10 @@ class MixedPrecisionTrainer(SimpleTrainer):
         findings = [text for text in comm.all_gather(finding) if text]
         if findings:
             raise NonFiniteLossError(
-                f"the loss became infinite or NaN at iteration {self.iter}. {'; '.join(findings)}. The last checkpoint is "
-                "untouched. Look at these images and their boxes; else lower SOLVER.BASE_LR, lengthen "
-                "SOLVER.WARMUP_ITERS, or set SOLVER.CLIP_GRADIENTS.ENABLED True, and go on with --resume."
+                f"the loss became infinite or NaN at iteration {self.iter}. {'; '.join(findings)}. "
+                "The last checkpoint is untouched. Look at these images and their boxes; else "
+                "lower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_ITERS, or set "
+                "SOLVER.CLIP_GRADIENTS.ENABLED True, and go on with --resume."
             )
 
     def state_dict(self) -> dict:

@@ -1,4 +1,4 @@
-"""Draw ground truth beside predictions of a finished run:  python -m yolof_d2.visualize RUN_FOLDER"""
+"""Draw ground truth beside the predictions of a run: python -m yolof_d2.visualize RUN_FOLDER."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ def draw_run(
 ) -> None:
     """Save one picture with a row per image: ground truth on the left, predictions on the right.
 
-    Reads what the run left behind, its ``config.yaml`` and the detections of its last evaluation; no model is built.
+    Reads what the run left behind, its ``config.yaml`` and the detections of its last evaluation;
+    no model is built.
 
     Args:
         run_folder: the run's ``OUTPUT_DIR``.
@@ -59,7 +60,7 @@ def draw_run(
     for path in (run_folder / "config.yaml", detections_file):
         if not path.is_file():
             raise DataError(
-                f"{path} is missing: {run_folder} must be the OUTPUT_DIR of a run that was evaluated"
+                f"{path} is missing: {run_folder} must be the OUTPUT_DIR of an evaluated run"
             )
     cfg = build_cfg(str(run_folder / "config.yaml"))
     register_datasets(cfg, eval_only=True)
@@ -73,7 +74,8 @@ def draw_run(
             by_image[detection["image_id"]].append(detection)
 
     records.sort(key=lambda record: -len(record["annotations"]))
-    # Some of each: crowded images show the hard cases, the last ones (often empty) show false alarms.
+    # Some of each: crowded images show the hard cases, the last ones (often empty) show false
+    # alarms.
     picked = records[: num_images - 1] + records[num_images - 1 :][-1:]
     rows = [_draw_row(record, by_image[record["image_id"]], metadata) for record in picked]
     width = max(row.shape[1] for row in rows)
@@ -107,7 +109,7 @@ def _draw_row(record: dict, detections: list[dict], metadata: Metadata) -> np.nd
 def _draw_boxes(
     image: np.ndarray, boxes: list[tuple[list[float], int, str]], classes: list[str]
 ) -> np.ndarray:
-    """Draw (XYWH box, class, text after its name) on an RGB image, uint8 (H, W, 3); small images are enlarged."""
+    """Draw (XYWH box, class, text after its name) on RGB uint8 (H, W, 3); enlarge small images."""
     scale = max(1, round(480 / image.shape[1]))
     canvas = torch.from_numpy(image.repeat(scale, axis=0).repeat(scale, axis=1)).permute(2, 0, 1)
     if not boxes:  # torchvision warns about an empty list

@@ -11,7 +11,8 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 
 from yolof_d2.config import add_yolof_config
-from yolof_d2.data import datasets, register_datasets, resolve_datasets, write_synthetic_dataset
+from yolof_d2.data import datasets, register_datasets, resolve_datasets
+from yolof_d2.data.synthetic import write_synthetic_dataset
 from yolof_d2.errors import ConfigError, DataError
 
 TWO_CLASSES = {3: "cat", 7: "dog"}

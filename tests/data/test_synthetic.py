@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from yolof_d2.data import check_coco_json, synthetic, write_synthetic_dataset
+from yolof_d2.data import synthetic
+from yolof_d2.data.synthetic import write_synthetic_dataset
+from yolof_d2.data.validation import check_coco_json
 
 
 def digests(folder: Path) -> dict[str, str]:

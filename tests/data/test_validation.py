@@ -14,15 +14,9 @@ from detectron2.config import CfgNode, get_cfg
 from PIL import Image
 
 from yolof_d2.config import add_yolof_config
-from yolof_d2.data import (
-    Problem,
-    check_coco_json,
-    check_datasets,
-    format_report,
-    resolve_datasets,
-    validation,
-    write_synthetic_dataset,
-)
+from yolof_d2.data import resolve_datasets, validation
+from yolof_d2.data.synthetic import write_synthetic_dataset
+from yolof_d2.data.validation import Problem, check_coco_json, check_datasets, format_report
 from yolof_d2.errors import DataError
 
 GOOD: dict[str, Any] = {

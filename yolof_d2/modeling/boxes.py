@@ -1,4 +1,4 @@
-"""Box arithmetic on plain tensors of any batch shape (Detectron2's ``Boxes`` holds one image only)."""
+"""Box arithmetic on tensors of any batch shape; Detectron2's ``Boxes`` holds one image only."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
 
 
 class CenterClampedBox2BoxTransform(Box2BoxTransform):
-    """Detectron2's box transform, with the centre moved by at most ``center_clamp`` pixels in x and in y.
+    """Detectron2's box transform, with each centre moved by at most ``center_clamp`` pixels.
 
-    YOLOF has one anchor position per cell of a stride-32 map; the clamp keeps a prediction near the anchor it belongs
-    to, in matching, training and inference alike (published value: 32 pixels).
+    YOLOF has one anchor position per cell of a stride-32 map; the clamp keeps a prediction near the
+    anchor it belongs to, in matching, training and inference alike (published value: 32 pixels).
     """
 
     def __init__(self, weights: tuple[float, float, float, float], *, center_clamp: float):
@@ -56,11 +56,12 @@ class CenterClampedBox2BoxTransform(Box2BoxTransform):
         self.center_clamp = center_clamp
 
     def apply_deltas(self, deltas: Tensor, boxes: Tensor) -> Tensor:
-        """Decode ``deltas`` float (B, 4), relative to ``boxes`` float (B, 4) XYXY, to float32 (B, 4) XYXY pixels.
+        """Decode ``deltas`` (B, 4) of ``boxes`` (B, 4) XYXY, to float32 (B, 4) XYXY pixels.
 
         Finite for any finite deltas: Detectron2's transform clamps dw and dh from above.
         """
-        # Widths, not pixels, are the unit of dx: clamp there, and leave the decoding itself to Detectron2.
+        # Widths, not pixels, are the unit of dx: clamp there, and leave the decoding itself to
+        # Detectron2.
         sizes = boxes[:, 2:] - boxes[:, :2]
         limit = self.center_clamp / sizes * sizes.new_tensor(self.weights[:2])
         centers = torch.minimum(torch.maximum(deltas[:, :2].float(), -limit), limit)

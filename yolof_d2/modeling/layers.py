@@ -50,8 +50,8 @@ def conv_norm_act(
 ) -> list[nn.Module]:
     """Convolution that keeps height and width, then norm, then activation, as three modules.
 
-    The convolution keeps its bias before a norm, as the public YOLOF does, so that public weights load. "No norm" is
-    an identity, so that the names in the state dict do not depend on the norm.
+    The convolution keeps its bias before a norm, as the public YOLOF does, so that public weights
+    load. "No norm" is an identity, so that the names in the state dict do not depend on the norm.
     """
     padding = dilation * (kernel_size // 2)
     return [
@@ -62,7 +62,7 @@ def conv_norm_act(
 
 
 def init_conv_normal(module: nn.Module, std: float = 0.01) -> None:
-    """Draw the weights of every convolution inside ``module`` from normal(0, ``std``); biases become zero."""
+    """Draw all convolution weights in ``module`` from normal(0, ``std``); biases become zero."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.normal_(layer.weight, std=std)

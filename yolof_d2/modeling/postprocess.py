@@ -17,7 +17,7 @@ def select_detections(
     nms_thresh: float,
     max_detections: int,
 ) -> Instances:
-    """Threshold the scores, keep the best ``topk``, suppress per class, keep the best ``max_detections``.
+    """Threshold scores, keep the best ``topk``, suppress per class, keep ``max_detections``.
 
     Args:
         logits: float (R, K); ``sigmoid`` gives the scores. An anchor may pass with several classes.

@@ -1,4 +1,4 @@
-"""The YOLOF meta-architecture: wires backbone, encoder, decoder, matcher and loss (Chen et al., CVPR 2021)."""
+"""The YOLOF meta-architecture, which wires the parts (Chen et al., CVPR 2021)."""
 
 from __future__ import annotations
 
@@ -29,9 +29,12 @@ from .postprocess import select_detections
 class YOLOF(nn.Module):
     """Detects from a single feature map.
 
-    Shapes: N images, H x W cells, A anchors per cell, R = H * W * A anchors, K classes. Boxes are XYXY in pixels of
-    the network's input.
+    Shapes: N images, H x W cells, A anchors per cell, R = H * W * A anchors, K classes. Boxes are
+    XYXY in pixels of the network's input.
     """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
 
     @configurable
     def __init__(
@@ -59,7 +62,8 @@ class YOLOF(nn.Module):
             anchor_generator: Detectron2's, for one feature map.
             box_transform: decodes deltas to boxes.
             pixel_mean, pixel_std: per channel, in the order of ``input_format``.
-            score_thresh, topk_candidates, nms_thresh, max_detections: see :func:`select_detections`.
+            score_thresh, topk_candidates, nms_thresh, max_detections: see
+                :func:`select_detections`.
             input_format: channel order of the images, for drawing only.
         """
         super().__init__()
@@ -75,7 +79,8 @@ class YOLOF(nn.Module):
         self.nms_thresh = nms_thresh
         self.max_detections = max_detections
         self.input_format = input_format
-        # Saved with the weights, as in the public checkpoints, which therefore load without a missing or extra key.
+        # Saved with the weights, as in the public checkpoints, which therefore load without a
+        # missing or extra key.
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1))
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1))
 
@@ -85,7 +90,8 @@ class YOLOF(nn.Module):
         feature_shapes = list(backbone.output_shape().values())
         if len(feature_shapes) != 1:
             raise ConfigError(
-                f"YOLOF reads one feature map, but {cfg.MODEL.BACKBONE.NAME} gives {sorted(backbone.output_shape())}. "
+                f"YOLOF reads one feature map, but {cfg.MODEL.BACKBONE.NAME} gives "
+                f"{sorted(backbone.output_shape())}. "
                 "Name one, such as MODEL.RESNETS.OUT_FEATURES '[\"res5\"]'."
             )
         encoder = build_encoder(cfg, feature_shapes[0])
@@ -120,9 +126,10 @@ class YOLOF(nn.Module):
         """Train or detect, as any Detectron2 detector.
 
         Args:
-            batched_inputs: one dict per image, from a Detectron2 mapper: ``image``, uint8 or float (C, h, w); in
-                training ``instances`` with ``gt_boxes`` and ``gt_classes``; ``height`` and ``width`` (pixels) of the
-                wanted output, by default those of ``image``.
+            batched_inputs: one dict per image, from a Detectron2 mapper: ``image``, uint8 or float
+                (C, h, w); in training ``instances`` with ``gt_boxes`` and ``gt_classes``;
+                ``height`` and ``width`` (pixels) of the wanted output, by default those of
+                ``image``.
 
         Returns:
             In training, the losses by name. Otherwise one ``{"instances": Instances}`` per image.
@@ -137,7 +144,8 @@ class YOLOF(nn.Module):
 
         if any("instances" not in image for image in batched_inputs):
             raise ValueError(
-                "training needs ground truth: each input must have 'instances'; did you mean model.eval()?"
+                "training needs ground truth: each input must have 'instances'; "
+                "to detect, call model.eval() first"
             )
         ground_truth = GroundTruth.from_instances(
             [image["instances"] for image in batched_inputs], self.device

@@ -14,8 +14,8 @@ from ..registry import get_part
 DECODER_REGISTRY = Registry("YOLOF_DECODER")
 DECODER_REGISTRY.__doc__ = """
 Decoders: the encoder's map in, class logits and box deltas of every anchor out. Called as
-``obj(cfg, input_shape, num_anchors)`` with the :class:`ShapeSpec` of the encoder's output and the number of anchors
-per cell; must return a :class:`Decoder`.
+``obj(cfg, input_shape, num_anchors)`` with the :class:`ShapeSpec` of the encoder's output and the
+number of anchors per cell; must return a :class:`Decoder`.
 """
 
 
@@ -24,10 +24,11 @@ class Decoder(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, feature: Tensor) -> tuple[Tensor, Tensor]:
-        """Predict from ``feature``, float (N, C, H, W), in the anchor generator's order (rows, columns, anchors).
+        """Predict from ``feature``, float (N, C, H, W), in the anchor generator's order (H, W, A).
 
         Returns:
-            logits: float32 (N, R, K), R = H * W * A anchors, K classes; ``sigmoid`` gives the scores.
+            logits: float32 (N, R, K), R = H * W * A anchors, K classes; ``sigmoid`` gives the
+                scores.
             deltas: float32 (N, R, 4), the (dx, dy, dw, dh) of the box transform.
         """
 

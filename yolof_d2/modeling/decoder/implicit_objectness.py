@@ -1,4 +1,4 @@
-"""YOLOF's decoder: two towers and an objectness that is never supervised by itself (paper, section 4.3)."""
+"""YOLOF's decoder: two towers, and an objectness without a label of its own (section 4.3)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .build import DECODER_REGISTRY, Decoder
 
 
 def fold_objectness(class_logits: Tensor, object_logits: Tensor) -> Tensor:
-    """Logit of ``sigmoid(class_logits) * sigmoid(object_logits)``, exact and finite at any finite input.
+    """Logit of ``sigmoid(class_logits) * sigmoid(object_logits)``, exact for any finite input.
 
-    With c and o the two logits, logit(sigmoid(c) * sigmoid(o)) = c + o - log(1 + e^c + e^o). The logarithm is taken as
-    a log-sum-exp in float32; public implementations clamp e^c and e^o at 1e8 instead, which is wrong above a logit of
-    18.4 and overflows in half precision.
+    With c and o the two logits, logit(sigmoid(c) * sigmoid(o)) = c + o - log(1 + e^c + e^o). The
+    logarithm is taken as a log-sum-exp in float32; public implementations clamp e^c and e^o at 1e8
+    instead, which is wrong above a logit of 18.4 and overflows in half precision.
 
     Args:
         class_logits, object_logits: float of shapes that broadcast.
@@ -33,7 +33,7 @@ def fold_objectness(class_logits: Tensor, object_logits: Tensor) -> Tensor:
 
 @DECODER_REGISTRY.register()
 class ImplicitObjectnessDecoder(Decoder):
-    """A classification tower and a longer regression tower; the latter also predicts one objectness per anchor."""
+    """A classification tower, and a regression tower that also predicts objectness."""
 
     @configurable
     def __init__(
@@ -55,7 +55,8 @@ class ImplicitObjectnessDecoder(Decoder):
             num_classes: classes without background (K).
             num_cls_convs, num_reg_convs: 3x3 convolutions in the two towers.
             norm, activation: after each of them.
-            prior_prob: score of each class before training (focal loss, section 4.1), before objectness is folded in.
+            prior_prob: score of each class before training (focal loss, section 4.1), before
+                objectness is folded in.
 
         Raises:
             ConfigError: an unknown norm or activation.
@@ -77,7 +78,8 @@ class ImplicitObjectnessDecoder(Decoder):
         self.object_pred = nn.Conv2d(channels, num_anchors, kernel_size=3, padding=1)
 
         init_conv_normal(self)
-        nn.init.constant_(self.cls_score.bias, -math.log((1 - prior_prob) / prior_prob))
+        prior_logit = math.log(prior_prob / (1 - prior_prob))
+        nn.init.constant_(self.cls_score.get_parameter("bias"), prior_logit)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec, num_anchors: int) -> dict:
@@ -102,7 +104,7 @@ class ImplicitObjectnessDecoder(Decoder):
 
 
 def _anchors_last(prediction: Tensor, dim: int) -> Tensor:
-    """Reorder (N, A * dim, H, W) to (N, H * W * A, dim), the order of Detectron2's anchor generator."""
+    """Reorder (N, A * dim, H, W) to (N, H * W * A, dim), the order of the anchor generator."""
     num_images, _, height, width = prediction.shape
     prediction = prediction.view(num_images, -1, dim, height, width)
     return prediction.permute(0, 3, 4, 1, 2).reshape(num_images, -1, dim)

@@ -13,8 +13,8 @@ from ..registry import get_part
 
 ENCODER_REGISTRY = Registry("YOLOF_ENCODER")
 ENCODER_REGISTRY.__doc__ = """
-Encoders: one feature map in, one out. Called as ``obj(cfg, input_shape)`` with the :class:`ShapeSpec` of the
-backbone's feature; must return an :class:`Encoder`.
+Encoders: one feature map in, one out. Called as ``obj(cfg, input_shape)`` with the
+:class:`ShapeSpec` of the backbone's feature; must return an :class:`Encoder`.
 """
 
 
@@ -27,7 +27,7 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def output_shape(self) -> ShapeSpec:
-        """Channels C_out and stride (pixels of the input image per cell) of what :meth:`forward` returns."""
+        """Channels and stride (input pixels per cell) of what :meth:`forward` returns."""
 
 
 def build_encoder(cfg: CfgNode, input_shape: ShapeSpec) -> Encoder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 from detectron2.config import CfgNode, configurable
@@ -15,18 +16,16 @@ from .build import ENCODER_REGISTRY, Encoder
 
 
 class DilatedBottleneck(nn.Module):
-    """Residual block 1x1 -> dilated 3x3 -> 1x1, each with norm and activation; none after the addition."""
+    """Residual block 1x1, dilated 3x3, 1x1, each with norm and activation; none after the sum."""
 
     def __init__(
         self, channels: int, mid_channels: int, dilation: int, *, norm: str, activation: str
     ):
         super().__init__()
-        style = {"norm": norm, "activation": activation}
-        self.conv1 = nn.Sequential(*conv_norm_act(channels, mid_channels, 1, **style))
-        self.conv2 = nn.Sequential(
-            *conv_norm_act(mid_channels, mid_channels, 3, dilation=dilation, **style)
-        )
-        self.conv3 = nn.Sequential(*conv_norm_act(mid_channels, channels, 1, **style))
+        conv = functools.partial(conv_norm_act, norm=norm, activation=activation)
+        self.conv1 = nn.Sequential(*conv(channels, mid_channels, 1))
+        self.conv2 = nn.Sequential(*conv(mid_channels, mid_channels, 3, dilation=dilation))
+        self.conv3 = nn.Sequential(*conv(mid_channels, channels, 1))
 
     def forward(self, feature: Tensor) -> Tensor:
         return feature + self.conv3(self.conv2(self.conv1(feature)))
@@ -34,7 +33,7 @@ class DilatedBottleneck(nn.Module):
 
 @ENCODER_REGISTRY.register()
 class DilatedEncoder(Encoder):
-    """A projector (1x1, then 3x3) followed by residual blocks with growing dilation, to cover all object scales."""
+    """A projector (1x1, 3x3), then residual blocks of growing dilation to cover object scales."""
 
     @configurable
     def __init__(
@@ -62,7 +61,8 @@ class DilatedEncoder(Encoder):
         super().__init__()
         if any(dilation < 1 for dilation in dilations):
             raise ConfigError(
-                f"MODEL.YOLOF.ENCODER.DILATED.DILATIONS must be 1 or more each, got {list(dilations)}"
+                "MODEL.YOLOF.ENCODER.DILATED.DILATIONS must be 1 or more each, "
+                f"got {list(dilations)}"
             )
         self._output_shape = ShapeSpec(channels=num_channels, stride=input_shape.stride)
 

@@ -25,7 +25,7 @@ class DetectionLoss(ABC):
     def __call__(
         self, pred_logits: Tensor, pred_boxes: Tensor, match: MatchResult, ground_truth: GroundTruth
     ) -> dict[str, Tensor]:
-        """Compute the losses of a batch. Every rank must call it, also with no ground truth: it may communicate.
+        """Compute the losses of a batch. Every rank must call it: it may communicate.
 
         Args:
             pred_logits: float32 (N, R, K).

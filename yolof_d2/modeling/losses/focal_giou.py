@@ -18,8 +18,8 @@ from .build import LOSS_REGISTRY, DetectionLoss
 class FocalGIoULoss(DetectionLoss):
     """Focal loss over all anchors that are not ignored, GIoU loss over all positive pairs.
 
-    Both are sums, divided by the number of positive anchors, averaged over ranks, at least 1: the scale of the loss
-    then does not depend on how objects are spread over GPUs.
+    Both are sums, divided by the number of positive anchors, averaged over ranks, at least 1: the
+    scale of the loss then does not depend on how objects are spread over GPUs.
     """
 
     @configurable
@@ -42,7 +42,8 @@ class FocalGIoULoss(DetectionLoss):
         """Return ``loss_cls`` and ``loss_box_reg``; see :class:`DetectionLoss`."""
         num_classes = pred_logits.shape[-1]
         labels = match.labels[..., None]
-        # Neither background (K) nor ignored (-1) equals a class; masks instead of indexing keep every shape fixed.
+        # Neither background (K) nor ignored (-1) equals a class; masks instead of indexing keep
+        # every shape fixed.
         targets = (labels == torch.arange(num_classes, device=labels.device)).to(pred_logits.dtype)
         loss_cls = sigmoid_focal_loss_jit(
             pred_logits, targets, alpha=self.focal_alpha, gamma=self.focal_gamma
@@ -61,7 +62,7 @@ class FocalGIoULoss(DetectionLoss):
 
 
 def _mean_over_ranks(value: Tensor) -> Tensor:
-    """Mean of a scalar over all ranks; a collective, so every rank must come here in every iteration."""
+    """Mean of a scalar over all ranks; a collective: every rank must call it every iteration."""
     if comm.get_world_size() > 1:
         torch.distributed.all_reduce(value)
     return value / comm.get_world_size()

@@ -1,8 +1,8 @@
 """The matcher slot: what goes in, what comes out, contract, registry and builder.
 
-Shapes: N images, R anchors of one image, M = the most ground-truth boxes of any image of the batch (at least 1),
-P = pairs per image, K classes. Everything has a fixed shape, with masks for what is padding: no step has to wait for
-the device to learn how many there are.
+Shapes: N images, R anchors of one image, M = the most ground-truth boxes of any image of the batch
+(at least 1), P = pairs per image, K classes. Everything has a fixed shape, with masks for what is
+padding: no step has to wait for the device to learn how many there are.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from ..registry import get_part
 
 MATCHER_REGISTRY = Registry("YOLOF_MATCHER")
 MATCHER_REGISTRY.__doc__ = """
-Matchers: decide which anchors answer for which ground-truth boxes. Called as ``obj(cfg)``; must return a
-:class:`Matcher`.
+Matchers: decide which anchors answer for which ground-truth boxes. Called as ``obj(cfg)``; must
+return a :class:`Matcher`.
 """
 
 IGNORED = -1  # label of an anchor that takes no part in the classification loss
@@ -44,7 +44,7 @@ class GroundTruth:
 
     @classmethod
     def from_instances(cls, instances: Sequence[Instances], device: torch.device) -> GroundTruth:
-        """Pad ``gt_boxes`` and ``gt_classes`` of each image to the longest; images may have none."""
+        """Pad ``gt_boxes`` and ``gt_classes`` to the longest; images may have none."""
         shape = (len(instances), max(1, *(len(image) for image in instances)))
         boxes, classes = (
             torch.zeros(*shape, 4, device=device),
@@ -64,7 +64,8 @@ class MatchResult:
 
     Attributes:
         labels: int64 (N, R): class of a positive anchor, K for background, -1 for ignored.
-        pair_anchor_idx: int64 (N, P), anchor of each positive pair. An anchor may be in several pairs.
+        pair_anchor_idx: int64 (N, P), anchor of each positive pair. An anchor may be in several
+            pairs.
         pair_gt_idx: int64 (N, P), ground truth of the pair, an index into ``GroundTruth.boxes``.
         pair_mask: bool (N, P), True for the pairs that count in the box loss.
     """

@@ -13,21 +13,21 @@ from .build import IGNORED, MATCHER_REGISTRY, GroundTruth, Matcher, MatchResult
 
 @MATCHER_REGISTRY.register()
 class UniformMatcher(Matcher):
-    """Pairs every ground truth with its ``topk`` nearest predictions and its ``topk`` nearest anchors.
+    """Pairs every ground truth with its ``topk`` nearest predictions and ``topk`` nearest anchors.
 
-    Nearest is the smallest L1 distance of (centre x, centre y, width, height) in pixels; which of equally near anchors
-    are taken is up to ``torch.topk``. The author's code takes predictions and anchors (37.7 AP), the paper's text
-    anchors only (37.1 AP).
+    Nearest is the smallest L1 distance of (centre x, centre y, width, height) in pixels; which of
+    equally near anchors are taken is up to ``torch.topk``. The author's code takes predictions and
+    anchors (37.7 AP), the paper's text anchors only (37.1 AP).
 
-    Two exceptions: a pair whose anchor overlaps its ground truth by less than ``pos_ignore_iou`` is dropped; and an
-    anchor in no pair is ignored, not background, when its prediction overlaps some ground truth by more than
-    ``neg_ignore_iou``.
+    Two exceptions: a pair whose anchor overlaps its ground truth by less than ``pos_ignore_iou`` is
+    dropped; and an anchor in no pair is ignored, not background, when its prediction overlaps some
+    ground truth by more than ``neg_ignore_iou``.
 
-    The box loss counts every pair, and a pair that both lists name twice. For the classification loss an anchor needs
-    one label: pairs are ordered by rank (nearest first), then list (predictions, anchors), then ground truth, and the
-    last pair that names the anchor decides; if that one is dropped, the anchor is ignored. Both rules are those of the
-    public implementation, which obtains the second from the order of assignments and so only on a CPU; here it holds
-    on every device.
+    The box loss counts every pair, and a pair that both lists name twice. For the classification
+    loss an anchor needs one label: order the pairs by rank (nearest first), then list (predictions,
+    anchors), then ground truth; the last pair that names the anchor decides, and if that one was
+    dropped, the anchor is ignored. Both rules are those of the public implementation, which has the
+    second from the order of assignments and so only on a CPU; here it holds on every device.
     """
 
     @configurable
@@ -42,7 +42,8 @@ class UniformMatcher(Matcher):
         """
         Args:
             num_classes: K, the label of background.
-            topk: nearest predictions, and nearest anchors, per ground truth; fewer when there are fewer anchors.
+            topk: nearest predictions, and nearest anchors, per ground truth; fewer when there are
+                fewer anchors.
             pos_ignore_iou, neg_ignore_iou: in [0, 1].
 
         Raises:
@@ -93,7 +94,8 @@ class UniformMatcher(Matcher):
         positive = valid & (overlap >= self.pos_ignore_iou)
         pair_labels = ground_truth.classes.gather(1, gt_idx).masked_fill_(~positive, IGNORED)
 
-        # The last pair of each anchor, as a maximum over positions: well defined however the device orders its writes.
+        # The last pair of each anchor, as a maximum over positions: well defined however the device
+        # orders its writes.
         position = torch.arange(1, anchor_idx.shape[1] + 1, device=anchors.device).expand_as(
             anchor_idx
         )
@@ -110,7 +112,9 @@ class UniformMatcher(Matcher):
         return MatchResult(labels, anchor_idx, gt_idx, positive)
 
     def _nearest(self, gt_boxes: Tensor, boxes: Tensor) -> Tensor:
-        """Indices of the ``topk`` of ``boxes`` (N, R, 4) nearest to each of ``gt_boxes`` (N, M, 4): (N, k, M)."""
+        """Indices of the ``topk`` of ``boxes`` (N, R, 4) nearest to each of ``gt_boxes`` (N, M, 4):
+        (N, k, M).
+        """
         cost = torch.cdist(
             xyxy_to_cxcywh(gt_boxes), xyxy_to_cxcywh(boxes), p=1
         )  # (N, M, R): never across images
@@ -120,6 +124,6 @@ class UniformMatcher(Matcher):
 
     @staticmethod
     def _max_overlap(pred_boxes: Tensor, ground_truth: GroundTruth) -> Tensor:
-        """Highest IoU of each prediction with any ground truth, float32 (N, R); 0 where there is none."""
+        """Highest IoU of each prediction with any ground truth, float32 (N, R); 0 without any."""
         overlap = box_iou(pred_boxes[:, None], ground_truth.boxes[:, :, None])  # (N, M, R)
         return overlap.masked_fill_(~ground_truth.valid[..., None], 0).amax(dim=1)

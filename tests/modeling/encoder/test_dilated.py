@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from detectron2.layers import ShapeSpec
+from torch import nn
+
+from yolof_d2.errors import ConfigError
+from yolof_d2.modeling.encoder import DilatedEncoder, build_encoder
+
+INPUT = ShapeSpec(channels=6, stride=32)
+
+
+def make_encoder(dilations=(2, 4), **options) -> DilatedEncoder:
+    torch.manual_seed(0)
+    return DilatedEncoder(INPUT, num_channels=8, mid_channels=4, dilations=dilations, **options)
+
+
+def test_height_width_and_stride_are_kept_and_channels_are_those_asked_for():
+    encoder = make_encoder()
+    assert encoder(torch.randn(2, 6, 5, 7)).shape == (2, 8, 5, 7)
+    assert (encoder.output_shape().channels, encoder.output_shape().stride) == (8, 32)
+
+
+@pytest.mark.parametrize("dilations", [(), (1,), (2,), (2, 4), (2, 4, 6, 8)])
+def test_an_impulse_reaches_one_cell_and_one_dilation_further_per_block(dilations):
+    encoder = make_encoder(dilations, norm="").eval()
+    for layer in encoder.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.constant_(layer.weight, 0.1)  # positive: nothing cancels, no ReLU bites
+    impulse = torch.zeros(1, 6, 61, 61)
+    impulse[..., 30, 30] = 1
+    with torch.no_grad():
+        rows, columns = encoder(impulse)[0].amax(0).nonzero(as_tuple=True)
+    reach = 1 + sum(dilations)
+    assert (rows.min(), rows.max()) == (30 - reach, 30 + reach)
+    assert (columns.min(), columns.max()) == (30 - reach, 30 + reach)
+
+
+def test_without_dilations_only_the_projector_remains():
+    encoder = make_encoder(()).eval()
+    feature = torch.randn(1, 6, 4, 4)
+    expected = encoder.fpn_norm(encoder.fpn_conv(encoder.lateral_norm(encoder.lateral_conv(feature))))
+    assert torch.equal(encoder(feature), expected)
+
+
+def test_a_block_adds_to_its_input_and_has_no_activation_after_the_sum():
+    encoder = make_encoder((2,)).eval()
+    (block,) = encoder.dilated_encoder_blocks
+    nn.init.zeros_(block.conv3[0].weight)
+    feature = torch.randn(1, 8, 4, 4)
+    assert torch.equal(block(feature), feature)
+
+
+def test_published_encoder_has_its_published_number_of_weights(cfg):
+    cfg.MODEL.YOLOF.ENCODER.DILATED.NUM_CHANNELS = 512
+    cfg.MODEL.YOLOF.ENCODER.DILATED.MID_CHANNELS = 128
+    encoder = build_encoder(cfg, ShapeSpec(channels=2048, stride=32))
+    convs = [layer for layer in encoder.modules() if isinstance(layer, nn.Conv2d)]
+    assert sum(conv.weight.numel() for conv in convs) == 4_521_984
+
+
+@pytest.mark.parametrize("norm", ["BN", "GN", ""])
+def test_parameters_have_the_names_of_the_public_checkpoints_whatever_the_norm(norm):
+    encoder = DilatedEncoder(INPUT, num_channels=32, mid_channels=32, dilations=[2], norm=norm)
+    names = {f"{name}.{kind}" for name in ("lateral_conv", "fpn_conv") for kind in ("weight", "bias")}
+    for conv in ("conv1", "conv2", "conv3"):
+        names |= {f"dilated_encoder_blocks.0.{conv}.0.{kind}" for kind in ("weight", "bias")}
+    if norm:
+        norms = ["lateral_norm", "fpn_norm"]
+        norms += [f"dilated_encoder_blocks.0.conv{i}.1" for i in (1, 2, 3)]
+        names |= {f"{name}.{kind}" for name in norms for kind in ("weight", "bias")}
+    assert {name for name, _ in encoder.named_parameters()} == names
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dilations": [2, 0]}, r"DILATIONS must be 1 or more each, got \[2, 0\]"),
+        ({"norm": "BatchNorm"}, "unknown NORM 'BatchNorm'; expected one of 'BN'"),
+        ({"norm": "GN"}, "NORM 'GN' cannot take 8 channels"),
+        ({"activation": "relu"}, "unknown ACTIVATION 'relu'; expected one of ReLU, LeakyReLU"),
+    ],
+)
+def test_impossible_settings_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        make_encoder(**options)

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from detectron2.structures import Instances
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from yolof_d2.modeling.postprocess import select_detections
+
+OPTIONS = {"score_thresh": 0.05, "topk": 1000, "nms_thresh": 0.6, "max_detections": 100}
+
+
+def select(logits: Tensor, boxes: Tensor, **options) -> Instances:
+    return select_detections(logits, boxes, (60, 80), **{**OPTIONS, **options})
+
+
+def iou(a: list[float], b: list[float]) -> float:
+    width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
+    height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    union = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)) - width * height
+    return width * height / union
+
+
+def select_by_loop(logits, boxes, *, score_thresh, topk, nms_thresh, max_detections) -> list[tuple]:
+    candidates = []
+    for box, box_logits in zip(boxes.tolist(), logits, strict=True):
+        for k, score in enumerate(box_logits.sigmoid().tolist()):
+            if score > score_thresh:
+                candidates.append((score, k, box))
+    candidates = sorted(candidates, reverse=True)[:topk]
+    kept: list[tuple] = []
+    for score, k, box in candidates:
+        if all(k != other_k or iou(box, other) <= nms_thresh for _, other_k, other in kept):
+            kept.append((score, k, box))
+    return kept[:max_detections]
+
+
+def random_predictions(seed: int, num_boxes: int, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Boxes of whole pixels, many of them overlapping; all logits are distinct."""
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.randint(0, 20, (num_boxes, 2), generator=generator).float()
+    size = torch.randint(5, 30, (num_boxes, 2), generator=generator).float()
+    order = torch.randperm(num_boxes * num_classes, generator=generator).float()
+    logits = (order / len(order) * 8 - 6).view(num_boxes, num_classes)
+    return logits, torch.cat((corner, corner + size), dim=1)
+
+
+@settings(deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 30),
+    st.integers(1, 4),
+    st.sampled_from([0.0, 0.05, 0.5]),
+    st.sampled_from([1, 5, 1000]),
+    st.sampled_from([0.3, 0.6]),
+    st.sampled_from([1, 4, 100]),
+)
+def test_agrees_with_a_loop_in_python(
+    seed, num_boxes, num_classes, score_thresh, topk, nms_thresh, max_detections
+):
+    logits, boxes = random_predictions(seed, num_boxes, num_classes)
+    options = {
+        "score_thresh": score_thresh,
+        "topk": topk,
+        "nms_thresh": nms_thresh,
+        "max_detections": max_detections,
+    }
+    found = select(logits, boxes, **options)
+    expected = select_by_loop(logits, boxes, **options)
+    fields = (found.scores, found.pred_classes, found.pred_boxes.tensor)
+    assert list(zip(*(field.tolist() for field in fields), strict=True)) == expected
+    assert found.image_size == (60, 80)
+
+
+FAR_APART = torch.tensor([[30.0 * i, 0.0, 30.0 * i + 10, 10.0] for i in range(4)])
+
+
+def test_one_anchor_may_be_found_as_several_classes():
+    found = select(torch.tensor([[2.0, 1.0, -9.0]]), FAR_APART[:1])
+    assert found.pred_classes.tolist() == [0, 1]
+    assert torch.equal(found.pred_boxes.tensor, FAR_APART[[0, 0]])
+
+
+def test_only_the_same_class_is_suppressed():
+    boxes = FAR_APART[[0, 0, 0]]
+    found = select(torch.tensor([[3.0, -9.0], [2.0, -9.0], [-9.0, 1.0]]), boxes)
+    assert found.pred_classes.tolist() == [0, 1]
+
+
+def test_a_score_equal_to_the_threshold_is_dropped():
+    found = select(torch.tensor([[0.0], [0.1]]), FAR_APART[:2], score_thresh=0.5)
+    assert torch.equal(found.pred_boxes.tensor, FAR_APART[1:2])
+
+
+def test_nan_scores_are_dropped_and_take_no_candidates_place():
+    logits = torch.tensor([[float("nan")], [1.0], [float("nan")], [2.0]])
+    found = select(logits, FAR_APART, topk=2)
+    assert torch.equal(found.pred_boxes.tensor, FAR_APART[[3, 1]])
+
+
+@pytest.mark.parametrize("num_boxes", [0, 4])
+def test_nothing_above_the_threshold_gives_empty_detections(num_boxes):
+    found = select(torch.full((num_boxes, 3), -9.0), FAR_APART[:num_boxes])
+    assert len(found) == 0
+    assert found.pred_boxes.tensor.shape == (0, 4)
+    assert (found.scores.shape, found.pred_classes.shape) == ((0,), (0,))
+    assert (found.scores.dtype, found.pred_classes.dtype) == (torch.float32, torch.int64)
+
+
+def test_at_most_max_detections_are_kept_the_best_first():
+    found = select(torch.tensor([[0.0], [3.0], [1.0], [2.0]]), FAR_APART, max_detections=2)
+    assert torch.equal(found.pred_boxes.tensor, FAR_APART[[1, 3]])

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import pytest
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_model
+from torch import nn
+
+from yolof_d2.errors import ConfigError
+from yolof_d2.modeling import (
+    DECODER_REGISTRY,
+    ENCODER_REGISTRY,
+    LOSS_REGISTRY,
+    MATCHER_REGISTRY,
+    Encoder,
+    build_decoder,
+    build_encoder,
+    build_loss,
+    build_matcher,
+)
+from yolof_d2.modeling.losses import FocalGIoULoss
+from yolof_d2.modeling.matcher import UniformMatcher
+
+SHAPE = ShapeSpec(channels=16, stride=32)
+SLOTS = [
+    ("ENCODER", lambda cfg: build_encoder(cfg, SHAPE), "DilatedEncoder"),
+    ("DECODER", lambda cfg: build_decoder(cfg, SHAPE, 5), "ImplicitObjectnessDecoder"),
+    ("MATCHER", build_matcher, "UniformMatcher"),
+    ("LOSS", build_loss, "FocalGIoULoss"),
+]
+REGISTRIES = {
+    "ENCODER": ENCODER_REGISTRY,
+    "DECODER": DECODER_REGISTRY,
+    "MATCHER": MATCHER_REGISTRY,
+    "LOSS": LOSS_REGISTRY,
+}
+
+
+@pytest.mark.parametrize(("slot", "build", "default"), SLOTS)
+def test_default_parts_are_built_by_name(cfg, slot, build, default):
+    assert type(build(cfg)).__name__ == cfg.MODEL.YOLOF[slot].NAME == default
+
+
+@pytest.mark.parametrize(("slot", "build", "default"), SLOTS)
+def test_an_unknown_name_lists_the_known_ones(cfg, slot, build, default):
+    cfg.MODEL.YOLOF[slot].NAME = "Dilated"
+    with pytest.raises(ConfigError, match=f"MODEL.YOLOF.{slot}.NAME is 'Dilated'.*{default}"):
+        build(cfg)
+
+
+@pytest.fixture
+def register(monkeypatch):
+    """Register a part for the length of one test."""
+
+    def add(slot: str, part: object) -> None:
+        registry = REGISTRIES[slot]
+        monkeypatch.setattr(registry, "_obj_map", dict(registry._obj_map))
+        registry.register(part)
+
+    return add
+
+
+def test_an_encoder_of_ones_own_decides_channels_and_stride(cfg, register):
+    class Halving(Encoder):
+        def __init__(self, cfg, input_shape):
+            super().__init__()
+            self.conv = nn.Conv2d(input_shape.channels, 24, 1, stride=2)
+            self.stride = input_shape.stride * 2
+
+        def forward(self, feature):
+            return self.conv(feature)
+
+        def output_shape(self):
+            return ShapeSpec(channels=24, stride=self.stride)
+
+    register("ENCODER", Halving)
+    cfg.MODEL.YOLOF.ENCODER.NAME = "Halving"
+    model = build_model(cfg)
+    assert model.decoder.cls_score.in_channels == 24
+    assert model.anchor_generator.strides == [64]
+
+
+@pytest.mark.parametrize(
+    ("slot", "base", "attribute"),
+    [("MATCHER", UniformMatcher, "matcher"), ("LOSS", FocalGIoULoss, "loss")],
+)
+def test_a_part_of_ones_own_is_built_by_config(cfg, register, slot, base, attribute):
+    part = type("Mine", (base,), {})
+    register(slot, part)
+    cfg.MODEL.YOLOF[slot].NAME = "Mine"
+    assert type(getattr(build_model(cfg), attribute)) is part
