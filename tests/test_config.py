@@ -250,9 +250,7 @@ def test_a_saved_config_with_a_class_count_for_both_models_loads_again(tmp_path,
 
 def test_overrides_win_over_the_file_and_the_file_over_its_base(tmp_path):
     write(tmp_path / "base.yaml", "SOLVER: {BASE_LR: 1.0, MAX_ITER: 1, GAMMA: 0.5}\n")
-    file = write(
-        tmp_path / "c.yaml", "_BASE_: base.yaml\nSOLVER: {BASE_LR: 2.0, MAX_ITER: 2}\n"
-    )
+    file = write(tmp_path / "c.yaml", "_BASE_: base.yaml\nSOLVER: {BASE_LR: 2.0, MAX_ITER: 2}\n")
     solver = build_cfg(str(file), ["SOLVER.MAX_ITER", "3"]).SOLVER
     assert (solver.GAMMA, solver.BASE_LR, solver.MAX_ITER) == (0.5, 2.0, 3)
 

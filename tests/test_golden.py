@@ -144,9 +144,7 @@ def test_with_the_public_formula_logits_and_detections_are_the_public_ones(
         found = result["instances"]
         assert found.pred_classes.tolist() == expected["classes"].tolist()
         torch.testing.assert_close(found.scores, expected["scores"], rtol=0, atol=1e-3)
-        torch.testing.assert_close(
-            found.pred_boxes.tensor, expected["boxes"], rtol=0, atol=1e-3
-        )
+        torch.testing.assert_close(found.pred_boxes.tensor, expected["boxes"], rtol=0, atol=1e-3)
 
 
 def test_on_these_logits_ours_is_exact_and_the_public_formula_is_not(
@@ -204,11 +202,10 @@ def test_anchors_matches_losses_and_gradients_are_the_public_ones(model, inputs,
 
 
 def biases_before_batch_norm(model: nn.Module) -> set[str]:
-    heads = ("cls_score", "bbox_pred", "object_pred")
+    heads = {"cls_score", "bbox_pred", "object_pred"}  # the convolutions without a norm
     return {
         f"{name}.bias"
-        for part in ("encoder", "decoder")
         for name, layer in model.named_modules()
-        if name.startswith(f"{part}.") and isinstance(layer, nn.Conv2d) and "norm" not in name
-        if not name.endswith(heads)
+        if isinstance(layer, nn.Conv2d) and layer.bias is not None
+        if name.rsplit(".", 1)[-1] not in heads
     }

@@ -32,9 +32,7 @@ class Toy(nn.Module):
 
 
 def batch(value: float = 1.0, ids: tuple[int, ...] = (7, 8)) -> list[dict]:
-    return [
-        {"image": torch.full((3,), value), "image_id": i, "file_name": f"{i}.png"} for i in ids
-    ]
+    return [{"image": torch.full((3,), value), "image_id": i, "file_name": f"{i}.png"} for i in ids]
 
 
 def trainer(batches, precision=None, lr=0.1) -> MixedPrecisionTrainer:
@@ -62,16 +60,14 @@ def test_a_loss_that_is_not_finite_names_iteration_terms_and_images(precision, b
     after = subject.model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)  # bitwise
     now = subject.optimizer.state_dict()["state"]
-    assert all(
-        torch.equal(momentum[i]["momentum_buffer"], now[i]["momentum_buffer"]) for i in now
-    )
+    assert all(torch.equal(momentum[i]["momentum_buffer"], now[i]["momentum_buffer"]) for i in now)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_loss_falls_and_stays_finite(precision):
-    subject = trainer([batch()] * 30, precision)
+    subject = trainer([batch(3.0)] * 60, precision, lr=0.005)
     with EventStorage(0) as storage:
-        for storage.iter in range(30):
+        for storage.iter in range(60):
             subject.run_step()
         losses = [value for value, _ in storage.history("total_loss").values()]
     assert all(map(math.isfinite, losses)) and losses[-1] < losses[0] / 2
@@ -86,9 +82,7 @@ def test_without_mixed_precision_a_step_is_that_of_plain_sgd():
     by_hand.optimizer.zero_grad()
     sum(by_hand.model(batch()).values()).backward()
     by_hand.optimizer.step()
-    for got, expected in zip(
-        subject.model.parameters(), by_hand.model.parameters(), strict=True
-    ):
+    for got, expected in zip(subject.model.parameters(), by_hand.model.parameters(), strict=True):
         assert torch.equal(got, expected)
 
 

@@ -152,5 +152,10 @@ class Trainer(DefaultTrainer):
             hooks += [writer, RunSummary(self.cfg.OUTPUT_DIR, self._describe)]
         return hooks
 
+    def state_dict(self) -> dict[str, Any]:
+        # What is saved after the last iteration counts one too many in Detectron2, and a longer
+        # run that resumes from it would leave one iteration out.
+        return {**super().state_dict(), "iteration": min(self.iter, self.max_iter - 1)}
+
     def _describe(self) -> dict[str, Any]:
         return {"seed": self.cfg.SEED, "world_size": comm.get_world_size(), **describe_run()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import resource
 import sys
@@ -58,6 +59,16 @@ class MemoryMonitor(HookBase):
 class ResumableBestCheckpointer(BestCheckpointer):
     """Detectron2's ``BestCheckpointer``, which remembers the best value over a resume."""
 
+    def _best_checking(self) -> None:
+        # Detectron2 saves before it notes the new value, so that model_best.pth, from which a
+        # resume may start, would hold the old one.
+        value, iteration = self.trainer.storage.latest().get(self._val_metric, (None, 0))
+        improves = self.best_metric is None or (value is not None and value > self.best_metric)
+        if value is None:
+            self._logger.warning("TEST.BEST_METRIC %s was not computed", self._val_metric)
+        elif improves and self._update_best(value, iteration):
+            self._checkpointer.save(self._file_prefix, iteration=iteration)
+
     def state_dict(self) -> dict[str, Any]:
         return {"best_metric": self.best_metric, "best_iter": self.best_iter}
 
@@ -84,11 +95,11 @@ class RunSummary(HookBase):
         self._provenance = self._describe()
 
     def after_train(self) -> None:
-        if self.trainer.iter + 1 < self.trainer.max_iter:  # stopped early: an error, or a signal
+        if self.trainer.iter < self.trainer.max_iter:  # stopped early: an error, or a signal
             return
-        seconds = [value for value, _ in get_event_storage().history("time").values()] or [
-            float("nan")
-        ]
+        # Detectron2 does not time the first iterations; a resumed run may have none left to do.
+        timed = get_event_storage().histories().get("time")
+        seconds = [value for value, _ in timed.values()] if timed else [float("nan")]
         results = getattr(self.trainer, "_last_eval_results", None) or {}
         summary = {
             "iterations": self.trainer.max_iter,
@@ -99,7 +110,7 @@ class RunSummary(HookBase):
             **self._provenance,
         }
         with open(self._path, "w") as file:
-            json.dump(summary, file, indent=2)
+            json.dump(_nan_to_none(summary), file, indent=2, allow_nan=False)
         boxes = results.get("bbox", {})
         row = {
             name: boxes[name]
@@ -109,3 +120,10 @@ class RunSummary(HookBase):
         row["s/iter"] = summary["median_seconds_per_iteration"]
         row.update({f"{name} MiB": value for name, value in peak_memory_mib().items()})
         logger.info("Finished; written to %s\n%s", self._path, create_small_table(row))
+
+
+def _nan_to_none(value: Any) -> Any:
+    """Replace NaN in nested dicts (AP of a size that no object has), which JSON cannot hold."""
+    if isinstance(value, dict):
+        return {key: _nan_to_none(item) for key, item in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -13,6 +13,7 @@ from yolof_d2.modeling.boxes import (
     CenterClampedBox2BoxTransform,
     box_area,
     box_iou,
+    generalized_iou_loss,
     xyxy_to_cxcywh,
 )
 
@@ -31,7 +32,9 @@ def random_boxes(num: int, seed: int = 0, largest: float = 500.0) -> torch.Tenso
 @given(BOXES, BOXES)
 def test_iou_is_torchvisions(first, second):
     # Given as x, y, width, height: some have no area.
-    a, b = (torch.tensor([(x, y, x + w, y + h) for x, y, w, h in s]).float() for s in (first, second))
+    a, b = (
+        torch.tensor([(x, y, x + w, y + h) for x, y, w, h in s]).float() for s in (first, second)
+    )
     expected = torchvision.ops.box_iou(a, b).nan_to_num(0)  # two boxes without area
     torch.testing.assert_close(box_iou(a[:, None], b), expected)
 
@@ -49,6 +52,34 @@ def test_boxes_without_area_have_iou_zero():
     point = torch.tensor([3.0, 3.0, 3.0, 3.0])
     assert box_iou(point, point) == 0
     assert box_iou(point, torch.tensor([0.0, 0.0, 9.0, 9.0])) == 0
+
+
+@settings(deadline=None)
+@given(BOXES, BOXES)
+def test_generalized_iou_loss_and_its_gradient_are_torchvisions(first, second):
+    a, b = (
+        torch.tensor([(x, y, x + w + 1, y + h + 1) for x, y, w, h in s]).double()
+        for s in (first, second)
+    )
+    num = min(len(a), len(b))
+    ours, theirs = (a[:num].clone().requires_grad_() for _ in range(2))
+    loss = generalized_iou_loss(ours, b[:num])
+    expected = torchvision.ops.generalized_box_iou_loss(theirs, b[:num])
+    torch.testing.assert_close(loss, expected)
+    loss.sum().backward()
+    expected.sum().backward()
+    # Where boxes only touch, either one-sided derivative is right.
+    touching = torch.minimum(a[:num, 2:], b[:num, 2:]) == torch.maximum(a[:num, :2], b[:num, :2])
+    touching |= (a[:num] == b[:num]).view(num, 2, 2).any(dim=1)
+    smooth = ~touching.any(dim=1)
+    torch.testing.assert_close(ours.grad[smooth], theirs.grad[smooth])
+
+
+def test_generalized_iou_loss_of_boxes_without_area_is_finite():
+    boxes = torch.zeros(2, 4, requires_grad=True)
+    loss = generalized_iou_loss(boxes, torch.tensor([[0.0, 0.0, 0.0, 0.0], [5.0, 5.0, 6.0, 6.0]]))
+    loss.sum().backward()
+    assert loss.isfinite().all() and boxes.grad.isfinite().all()
 
 
 def test_centre_size_and_area():

@@ -25,8 +25,9 @@ def iou(a: list[float], b: list[float]) -> float:
 
 def select_by_loop(logits, boxes, *, score_thresh, topk, nms_thresh, max_detections) -> list[tuple]:
     candidates = []
-    for box, box_logits in zip(boxes.tolist(), logits, strict=True):
-        for k, score in enumerate(box_logits.sigmoid().tolist()):
+    # The sigmoid of the whole tensor: that of one row may differ in the last bit.
+    for box, box_scores in zip(boxes.tolist(), logits.sigmoid().tolist(), strict=True):
+        for k, score in enumerate(box_scores):
             if score > score_thresh:
                 candidates.append((score, k, box))
     candidates = sorted(candidates, reverse=True)[:topk]
@@ -54,7 +55,7 @@ def random_predictions(seed: int, num_boxes: int, num_classes: int) -> tuple[Ten
     st.integers(1, 4),
     st.sampled_from([0.0, 0.05, 0.5]),
     st.sampled_from([1, 5, 1000]),
-    st.sampled_from([0.3, 0.6]),
+    st.sampled_from([0.3001, 0.6001]),  # no IoU of such boxes equals it: rounding cannot decide
     st.sampled_from([1, 4, 100]),
 )
 def test_agrees_with_a_loop_in_python(

@@ -39,6 +39,27 @@ def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     return intersection / union.clamp(min=torch.finfo(union.dtype).tiny)
 
 
+def generalized_iou_loss(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor:
+    """1 - GIoU (Rezatofighi et al., CVPR 2019) of boxes paired one to one.
+
+    The versions of torchvision and fvcore index with a mask, and so make the host wait for the GPU
+    in every iteration.
+
+    Args:
+        boxes1, boxes2: float (..., 4) XYXY pixels, same shape.
+        eps: added to areas that divide, square pixels.
+
+    Returns:
+        float (...) in [0, 2].
+    """
+    inner, outer = torch.minimum(boxes1, boxes2), torch.maximum(boxes1, boxes2)
+    overlap = (inner[..., 2:] - outer[..., :2]).clamp(min=0)
+    intersection = overlap[..., 0] * overlap[..., 1]
+    hull = box_area(torch.cat((inner[..., :2], outer[..., 2:]), dim=-1))
+    union = box_area(boxes1) + box_area(boxes2) - intersection
+    return 1 - intersection / (union + eps) + (hull - union) / (hull + eps)
+
+
 class CenterClampedBox2BoxTransform(Box2BoxTransform):
     """Detectron2's box transform, with each centre moved by at most ``center_clamp`` pixels.
 

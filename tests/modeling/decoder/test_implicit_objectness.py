@@ -42,6 +42,15 @@ def test_folding_is_exact_and_finite_for_logits_up_to_100(dtype):
         torch.testing.assert_close(ours.double(), expected, rtol=0, atol=atol)
 
 
+@pytest.mark.parametrize(
+    ("cls", "obj", "expected"),
+    [(1e7, 0.4, 0.4), (0.4, 1e7, 0.4), (-1e7, 0.4, -1e7), (-1e7, 1e7, -1e7), (3e38, 3e38, 3e38)],
+)
+def test_folding_neither_cancels_nor_overflows_far_out(cls, obj, expected):
+    folded = fold_objectness(torch.tensor(cls), torch.tensor(obj))
+    torch.testing.assert_close(folded, torch.tensor(expected))
+
+
 @settings(deadline=None)
 @given(st.floats(-12, 12), st.floats(-12, 12))
 def test_folded_score_is_the_product_of_the_two_scores(cls, obj):
@@ -52,7 +61,13 @@ def test_folded_score_is_the_product_of_the_two_scores(cls, obj):
 
 def make_decoder(**options) -> ImplicitObjectnessDecoder:
     torch.manual_seed(0)
-    options = {"num_anchors": 2, "num_classes": 3, "num_cls_convs": 1, "num_reg_convs": 1, **options}
+    options = {
+        "num_anchors": 2,
+        "num_classes": 3,
+        "num_cls_convs": 1,
+        "num_reg_convs": 1,
+        **options,
+    }
     return ImplicitObjectnessDecoder(ShapeSpec(channels=8, stride=32), **options)
 
 
@@ -78,7 +93,9 @@ def test_predictions_are_in_the_order_of_the_anchor_generator(head, row, column,
     # An objectness is shared by all classes of its anchor.
     assert changed == [[1, index, k] for k in range(3 if head == "object_pred" else 1)]
 
-    generator = DefaultAnchorGenerator(sizes=[[32, 64]], aspect_ratios=[[1.0]], strides=[32], offset=0.0)
+    generator = DefaultAnchorGenerator(
+        sizes=[[32, 64]], aspect_ratios=[[1.0]], strides=[32], offset=0.0
+    )
     x0, y0, x1, y1 = generator([feature])[0].tensor[index].tolist()
     assert ((x0 + x1) / 2, (y0 + y1) / 2) == (column * 32, row * 32)
     assert x1 - x0 == [32, 64][anchor]

@@ -40,7 +40,9 @@ def test_an_impulse_reaches_one_cell_and_one_dilation_further_per_block(dilation
 def test_without_dilations_only_the_projector_remains():
     encoder = make_encoder(()).eval()
     feature = torch.randn(1, 6, 4, 4)
-    expected = encoder.fpn_norm(encoder.fpn_conv(encoder.lateral_norm(encoder.lateral_conv(feature))))
+    expected = encoder.fpn_norm(
+        encoder.fpn_conv(encoder.lateral_norm(encoder.lateral_conv(feature)))
+    )
     assert torch.equal(encoder(feature), expected)
 
 
@@ -63,7 +65,9 @@ def test_published_encoder_has_its_published_number_of_weights(cfg):
 @pytest.mark.parametrize("norm", ["BN", "GN", ""])
 def test_parameters_have_the_names_of_the_public_checkpoints_whatever_the_norm(norm):
     encoder = DilatedEncoder(INPUT, num_channels=32, mid_channels=32, dilations=[2], norm=norm)
-    names = {f"{name}.{kind}" for name in ("lateral_conv", "fpn_conv") for kind in ("weight", "bias")}
+    names = {
+        f"{name}.{kind}" for name in ("lateral_conv", "fpn_conv") for kind in ("weight", "bias")
+    }
     for conv in ("conv1", "conv2", "conv3"):
         names |= {f"dilated_encoder_blocks.0.{conv}.0.{kind}" for kind in ("weight", "bias")}
     if norm:

@@ -241,8 +241,8 @@ def test_predictions_that_are_not_finite_do_not_crash(value, share):
     image = random_image(len(anchors), 2)
     image.pred_boxes[: int(len(anchors) * share)] = value
     match = run(anchors, [image], make_matcher())
-    assert 0 <= match.pair_anchor_idx.min() and match.pair_anchor_idx.max() < len(anchors)
-    assert -1 <= match.labels.min() and match.labels.max() <= NUM_CLASSES
+    assert match.pair_anchor_idx.min() >= 0 and match.pair_anchor_idx.max() < len(anchors)
+    assert match.labels.min() >= -1 and match.labels.max() <= NUM_CLASSES
 
 
 def test_result_has_the_documented_shapes_and_types():

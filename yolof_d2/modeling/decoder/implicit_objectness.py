@@ -17,9 +17,10 @@ from .build import DECODER_REGISTRY, Decoder
 def fold_objectness(class_logits: Tensor, object_logits: Tensor) -> Tensor:
     """Logit of ``sigmoid(class_logits) * sigmoid(object_logits)``, exact for any finite input.
 
-    With c and o the two logits, logit(sigmoid(c) * sigmoid(o)) = c + o - log(1 + e^c + e^o). The
-    logarithm is taken as a log-sum-exp in float32; public implementations clamp e^c and e^o at 1e8
-    instead, which is wrong above a logit of 18.4 and overflows in half precision.
+    With c and o the two logits, logit(sigmoid(c) * sigmoid(o)) = -log(e^-c + e^-o + e^(-c-o)), a
+    log-sum-exp taken in float32: nothing overflows or cancels. The usual form c + o - log(1 + e^c +
+    e^o), with e^c and e^o clamped at 1e8 as in public implementations, is wrong above a logit of
+    18.4 and overflows in half precision.
 
     Args:
         class_logits, object_logits: float of shapes that broadcast.
@@ -28,7 +29,7 @@ def fold_objectness(class_logits: Tensor, object_logits: Tensor) -> Tensor:
         float32 of the broadcast shape.
     """
     class_logits, object_logits = class_logits.float(), object_logits.float()
-    return class_logits + object_logits - torch.logaddexp(class_logits, F.softplus(object_logits))
+    return -torch.logaddexp(F.softplus(-object_logits) - class_logits, -object_logits)
 
 
 @DECODER_REGISTRY.register()

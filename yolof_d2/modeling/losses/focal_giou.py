@@ -7,8 +7,8 @@ from detectron2.config import CfgNode, configurable
 from detectron2.utils import comm
 from fvcore.nn import sigmoid_focal_loss_jit
 from torch import Tensor
-from torchvision.ops import generalized_box_iou_loss
 
+from ..boxes import generalized_iou_loss
 from ..matcher import GroundTruth, MatchResult
 from ..matcher.build import IGNORED
 from .build import LOSS_REGISTRY, DetectionLoss
@@ -52,7 +52,7 @@ class FocalGIoULoss(DetectionLoss):
 
         src = pred_boxes.gather(1, match.pair_anchor_idx[..., None].expand(-1, -1, 4))
         target = ground_truth.boxes.gather(1, match.pair_gt_idx[..., None].expand(-1, -1, 4))
-        loss_box = generalized_box_iou_loss(src, target).masked_fill(~match.pair_mask, 0).sum()
+        loss_box = generalized_iou_loss(src, target).masked_fill(~match.pair_mask, 0).sum()
 
         num_positive = (
             ((match.labels != IGNORED) & (match.labels != num_classes)).sum().to(loss_cls.dtype)
