@@ -1,0 +1,89 @@
+"""What only a GPU can show; `pytest -m gpu` on a machine that has one."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+
+from yolof_d2.modeling.losses import FocalGIoULoss
+from yolof_d2.modeling.matcher import GroundTruth, UniformMatcher
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no GPU"),
+]
+
+
+def make_batch() -> list[dict]:
+    """Two images; in the first, two objects of different class with the same box."""
+    generator = torch.Generator().manual_seed(0)
+    batch = []
+    for boxes, classes in (
+        (
+            [[10.0, 10.0, 90.0, 70.0], [10.0, 10.0, 90.0, 70.0], [60.0, 50.0, 155.0, 120.0]],
+            [0, 2, 1],
+        ),
+        ([], []),
+    ):
+        instances = Instances((128, 160))
+        instances.gt_boxes = Boxes(torch.tensor(boxes).reshape(-1, 4))
+        instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
+        image = torch.randint(0, 256, (3, 128, 160), generator=generator, dtype=torch.uint8)
+        batch.append({"image": image, "instances": instances})
+    return batch
+
+
+def test_losses_and_gradients_are_those_of_the_cpu(cfg):
+    torch.manual_seed(0)
+    on_cpu = build_model(cfg).train()
+    on_gpu = copy.deepcopy(on_cpu).cuda()
+    for model in (on_cpu, on_gpu):
+        sum(model(make_batch()).values()).backward()
+    for (name, ours), theirs in zip(on_gpu.named_parameters(), on_cpu.parameters(), strict=True):
+        if theirs.grad is not None:
+            scale = theirs.grad.abs().max()
+            close = (ours.grad.cpu() - theirs.grad).abs().max() <= 1e-2 * scale + 1e-4
+            assert close, name
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_identical_boxes_of_two_classes_are_labelled_as_on_the_cpu(deterministic, monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    anchors = torch.tensor(
+        [[0.0, 0.0, 32.0, 32.0], [16.0, 0.0, 50.0, 30.0], [90.0, 90.0, 99.0, 99.0]]
+    )
+    boxes = torch.tensor([[2.0, 1.0, 33.0, 31.0]]).repeat(2, 1)
+    instances = Instances((100, 100), gt_boxes=Boxes(boxes), gt_classes=torch.tensor([0, 1]))
+    labels = []
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        for device in ("cpu", "cuda"):
+            truth = GroundTruth.from_instances([instances], torch.device(device))
+            matcher = UniformMatcher(num_classes=2, topk=2)
+            at = anchors.to(device)
+            labels.append(
+                matcher(at, torch.zeros(1, 3, 2, device=device), at[None], truth).labels.cpu()
+            )
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(*labels) and labels[0].tolist() == [[1, 1, 2]]
+
+
+def test_matching_and_loss_never_wait_for_the_gpu():
+    anchors = torch.rand(50, 4, device="cuda") * 50
+    anchors[:, 2:] += anchors[:, :2] + 1
+    truth = GroundTruth.from_instances(
+        [image["instances"] for image in make_batch()], torch.device("cuda")
+    )
+    logits = torch.zeros(2, 50, 3, device="cuda", requires_grad=True)
+    boxes = anchors.repeat(2, 1, 1).requires_grad_()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        match = UniformMatcher(num_classes=3)(anchors, logits.detach(), boxes.detach(), truth)
+        sum(FocalGIoULoss()(logits, boxes, match, truth).values()).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
