@@ -14,12 +14,14 @@ import hashlib
 import json
 import logging
 import os
+import struct
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+from PIL import Image
 
 from yolof_d2.errors import ConfigError, DataError
 
@@ -33,6 +35,20 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+IMAGE_READ_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    EOFError,
+    OverflowError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+"""What Pillow raises for missing, cut and corrupt files (its decoders have no common error)."""
 
 _FileKey = tuple[str, int, int]  # absolute path, modification time in ns, size in bytes
 _categories: dict[_FileKey, dict[int, str]] = {}

@@ -10,7 +10,7 @@ from detectron2.data import DatasetMapper, detection_utils
 from detectron2.data import transforms as T
 
 from yolof_d2.data.augmentation import build_augmentation
-from yolof_d2.data.validation import IMAGE_READ_ERRORS
+from yolof_d2.data.datasets import IMAGE_READ_ERRORS
 from yolof_d2.errors import DataError
 
 __all__ = ["YOLOFDatasetMapper", "build_mapper"]

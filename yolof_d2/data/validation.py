@@ -57,7 +57,6 @@ import argparse
 import logging
 import math
 import os
-import struct
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -66,6 +65,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
 
+from yolof_d2.data.datasets import IMAGE_READ_ERRORS, read_coco_json
 from yolof_d2.errors import DataError
 
 if TYPE_CHECKING:
@@ -91,19 +91,6 @@ REPORT_NAME = "data_report.txt"
 """File in OUTPUT_DIR that holds the whole report."""
 
 _EXIF_ORIENTATION = 274
-IMAGE_READ_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    EOFError,
-    OverflowError,
-    struct.error,
-    Image.DecompressionBombError,
-)
-"""What Pillow raises for missing, cut and corrupt files (its decoders have no common error)."""
 
 
 @dataclass(frozen=True)
@@ -162,8 +149,6 @@ class _Check:
 
     def run(self) -> _Check:
         # Imported here: the reader lives beside the registration, which needs Detectron2.
-        from yolof_d2.data.datasets import read_coco_json
-
         try:
             document = read_coco_json(self.json_file)
         except DataError as error:
