@@ -256,10 +256,10 @@ def test_home_is_expanded(folder, monkeypatch):
 
 
 def test_missing_path_lists_the_places(folder, monkeypatch):
-    monkeypatch.setenv("DETECTRON2_DATASETS", "/data/root")
+    monkeypatch.setenv("DETECTRON2_DATASETS", "/data/sets")
     with pytest.raises(DataError) as caught:
         resolve_datasets(make_cfg(**{**BOTH, "TRAIN_JSON": "gone.json"}))
-    for expected in ("DATASETS.TRAIN_JSON", str(folder / "gone.json"), "/data/root/gone.json"):
+    for expected in ("DATASETS.TRAIN_JSON", str(folder / "gone.json"), "/data/sets/gone.json"):
         assert expected in str(caught.value)
 
 
