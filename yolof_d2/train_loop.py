@@ -36,8 +36,9 @@ class MixedPrecisionTrainer(SimpleTrainer):
         super().__init__(model, data_loader, optimizer)
         self.precision = precision
         if precision is not None:
-            # Half-precision convolutions are several times faster in this layout.
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stub
+            # The layout that half-precision convolution kernels want. PyTorch accepts the argument,
+            # though its type stub does not list it.
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.device_type = next(model.parameters()).device.type
         self.grad_scaler = torch.amp.GradScaler(
             self.device_type, enabled=precision is torch.float16
