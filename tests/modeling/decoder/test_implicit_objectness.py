@@ -120,22 +120,40 @@ def test_published_decoder_has_its_published_number_of_weights(cfg):
 
 def test_parameters_have_the_names_of_the_public_checkpoints():
     decoder = make_decoder(num_reg_convs=2, norm="")
-    modules = {name.rsplit(".", 1)[0] for name, _ in decoder.named_parameters()}
+    modules = {name.rsplit(".", 1)[0] for name in decoder.state_dict()}
     assert modules == {
         *("cls_subnet.0", "bbox_subnet.0", "bbox_subnet.3"),
         *("cls_score", "bbox_pred", "object_pred"),
     }
 
 
-@pytest.mark.parametrize("dtype", HALF)
-def test_outputs_are_float32_under_autocast(dtype):
+@pytest.mark.parametrize("num_reg_convs", [0, 1])
+def test_objectness_reads_what_the_boxes_are_predicted_from(num_reg_convs):
+    decoder = make_decoder(num_shared_convs=4, num_cls_convs=0, num_reg_convs=num_reg_convs)
+    for layer in decoder.eval().modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.normal_(layer.weight, std=0.5)  # what is read is seen in what is predicted
+    feature = torch.randn(1, 8, 1, 1)
+    shared = decoder.shared_subnet(feature)
+    regression = decoder.bbox_subnet(shared)
+    logits, deltas = decoder(feature)
+    object_logits = decoder.object_pred(regression).view(2, 1).expand(2, 3)
+    assert object_logits.abs().min() > 1e-3
+    expected = exact(decoder.cls_score(shared).view(2, 3), object_logits)
+    torch.testing.assert_close(logits[0].double(), expected)
+    assert torch.equal(deltas.flatten(), decoder.bbox_pred(regression).flatten())
+
+
+def test_a_seed_gives_the_weights_of_all_layers_built_and_then_all_initialised():
     decoder = make_decoder()
-    feature = torch.randn(2, 8, 3, 5)
-    with torch.autocast("cpu", dtype=dtype):
-        logits, deltas = decoder(feature)
-    assert (logits.dtype, deltas.dtype) == (torch.float32, torch.float32)
-    assert (logits.shape, deltas.shape) == ((2, 30, 3), (2, 30, 4))
-    assert logits.isfinite().all() and deltas.isfinite().all()
+    torch.manual_seed(0)
+    convs = [nn.Conv2d(8, out_channels, 3) for out_channels in (8, 8, 2 * 3, 2 * 4, 2)]
+    for conv in convs:
+        nn.init.normal_(conv.weight, std=0.01)
+    ours = [layer for layer in decoder.modules() if isinstance(layer, nn.Conv2d)]
+    assert ours[-1] is decoder.object_pred and not decoder.object_pred.bias.any()
+    for conv, expected in zip(ours, convs, strict=True):
+        assert torch.equal(conv.weight, expected.weight)
 
 
 @pytest.mark.parametrize("options", [{"norm": "bn"}, {"activation": "Relu"}])

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
+from fvcore.nn.weight_init import c2_xavier_fill
 from torch import nn
 
 from yolof_d2.errors import ConfigError
@@ -13,18 +14,14 @@ INPUT = ShapeSpec(channels=6, stride=32)
 
 def make_encoder(dilations=(2, 4), **options) -> DilatedEncoder:
     torch.manual_seed(0)
-    return DilatedEncoder(INPUT, num_channels=8, mid_channels=4, dilations=dilations, **options)
+    options = {"num_channels": 8, "mid_channels": 4, **options}
+    return DilatedEncoder(INPUT, dilations=dilations, **options)
 
 
-def test_height_width_and_stride_are_kept_and_channels_are_those_asked_for():
-    encoder = make_encoder()
-    assert encoder(torch.randn(2, 6, 5, 7)).shape == (2, 8, 5, 7)
-    assert (encoder.output_shape().channels, encoder.output_shape().stride) == (8, 32)
-
-
+@pytest.mark.parametrize("shortcut", [True, False])
 @pytest.mark.parametrize("dilations", [(), (1,), (2,), (2, 4), (2, 4, 6, 8)])
-def test_an_impulse_reaches_one_cell_and_one_dilation_further_per_block(dilations):
-    encoder = make_encoder(dilations, norm="").eval()
+def test_an_impulse_reaches_one_cell_and_one_dilation_further_per_block(dilations, shortcut):
+    encoder = make_encoder(dilations, norm="", shortcut=shortcut).eval()
     for layer in encoder.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.constant_(layer.weight, 0.1)  # positive: nothing cancels, no ReLU bites
@@ -54,6 +51,35 @@ def test_a_block_adds_to_its_input_and_has_no_activation_after_the_sum():
     assert torch.equal(block(feature), feature)
 
 
+def test_without_shortcut_the_blocks_are_a_plain_chain():
+    encoder = make_encoder(shortcut=False).eval()
+    feature = torch.randn(1, 6, 4, 4)
+    expected = encoder.fpn_norm(
+        encoder.fpn_conv(encoder.lateral_norm(encoder.lateral_conv(feature)))
+    )
+    for block in encoder.dilated_encoder_blocks:
+        expected = block.conv3(block.conv2(block.conv1(expected)))
+    assert expected.any()
+    assert torch.equal(encoder(feature), expected)
+    assert encoder.state_dict().keys() == make_encoder().state_dict().keys()
+
+
+def test_a_seed_gives_the_weights_of_all_layers_built_and_then_all_initialised():
+    encoder = make_encoder((2, 4))
+    torch.manual_seed(0)
+    projector = [nn.Conv2d(6, 8, 1), nn.Conv2d(8, 8, 3)]
+    shapes = [(8, 4, 1), (4, 4, 3), (4, 8, 1)] * 2
+    blocks = [nn.Conv2d(*shape) for shape in shapes]
+    for conv in projector:
+        c2_xavier_fill(conv)
+    for conv in blocks:
+        nn.init.normal_(conv.weight, std=0.01)
+    convs = [layer for layer in encoder.modules() if isinstance(layer, nn.Conv2d)]
+    for ours, expected in zip(convs, projector + blocks, strict=True):
+        assert torch.equal(ours.weight, expected.weight)
+        assert not ours.bias.any()
+
+
 def test_published_encoder_has_its_published_number_of_weights(cfg):
     cfg.MODEL.YOLOF.ENCODER.DILATED.NUM_CHANNELS = 512
     cfg.MODEL.YOLOF.ENCODER.DILATED.MID_CHANNELS = 128
@@ -81,8 +107,9 @@ def test_parameters_have_the_names_of_the_public_checkpoints_whatever_the_norm(n
     ("options", "message"),
     [
         ({"dilations": [2, 0]}, r"DILATIONS must be 1 or more each, got \[2, 0\]"),
+        ({"mid_channels": 0}, "ENCODER.DILATED.MID_CHANNELS must be 1 or more, got 0"),
         ({"norm": "BatchNorm"}, "unknown NORM 'BatchNorm'; expected one of 'BN'"),
-        ({"norm": "GN"}, "NORM 'GN' cannot take 8 channels"),
+        ({"norm": "GN"}, "NORM 'GN' cannot take 4 channels"),
         ({"activation": "relu"}, "unknown ACTIVATION 'relu'; expected one of ReLU, LeakyReLU"),
     ],
 )

@@ -1,4 +1,4 @@
 from .build import LOSS_REGISTRY, DetectionLoss, build_loss
-from .focal_giou import FocalGIoULoss
+from .focal_box import FocalBoxLoss
 
-__all__ = ["LOSS_REGISTRY", "DetectionLoss", "FocalGIoULoss", "build_loss"]
+__all__ = ["LOSS_REGISTRY", "DetectionLoss", "FocalBoxLoss", "build_loss"]

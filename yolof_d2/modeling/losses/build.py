@@ -23,11 +23,17 @@ class DetectionLoss(ABC):
 
     @abstractmethod
     def __call__(
-        self, pred_logits: Tensor, pred_boxes: Tensor, match: MatchResult, ground_truth: GroundTruth
+        self,
+        anchors: Tensor,
+        pred_logits: Tensor,
+        pred_boxes: Tensor,
+        match: MatchResult,
+        ground_truth: GroundTruth,
     ) -> dict[str, Tensor]:
         """Compute the losses of a batch. Every rank must call it: it may communicate.
 
         Args:
+            anchors: float32 (R, 4) XYXY pixels, the same for every image.
             pred_logits: float32 (N, R, K).
             pred_boxes: float32 (N, R, 4) XYXY pixels.
             match: labels and positive pairs of the same N images.

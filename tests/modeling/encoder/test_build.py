@@ -1,0 +1,157 @@
+"""What holds for every encoder."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
+from torch import nn
+
+from yolof_d2.errors import ConfigError
+from yolof_d2.modeling import ENCODER_REGISTRY, Encoder, build_encoder
+
+INPUT = ShapeSpec(channels=6, stride=16)
+# Of each encoder its node, and for every key in it a value that is not the default.
+NODES = {
+    "ASPPEncoder": (
+        "ASPP",
+        {"NUM_CHANNELS": 32, "DILATIONS": [1, 2, 3], "NORM": "GN", "ACTIVATION": "LeakyReLU"},
+    ),
+    "DilatedEncoder": (
+        "DILATED",
+        {
+            "NUM_CHANNELS": 32,
+            "MID_CHANNELS": 64,
+            "DILATIONS": [1, 3],
+            "SHORTCUT": False,
+            "NORM": "GN",
+            "ACTIVATION": "LeakyReLU",
+        },
+    ),
+    "ProjectorEncoder": ("PROJECTOR", {"NUM_CHANNELS": 32, "NORM": "GN"}),
+    "TransformerEncoder": (
+        "TRANSFORMER",
+        {
+            "NUM_CHANNELS": 32,
+            "NUM_LAYERS": 2,
+            "NUM_HEADS": 4,
+            "FEEDFORWARD_CHANNELS": 12,
+            "DROPOUT": 0.25,
+        },
+    ),
+}
+NORMS = {
+    "BN": nn.BatchNorm2d,
+    "SyncBN": nn.SyncBatchNorm,
+    "GN": nn.GroupNorm,
+    "FrozenBN": FrozenBatchNorm2d,
+}
+# Layers with a norm, at the dilations above.
+NUM_NORMS = {"ASPPEncoder": 5, "DilatedEncoder": 8, "ProjectorEncoder": 2}
+
+every_encoder = pytest.mark.parametrize("name", sorted(NODES))
+
+
+def make_encoder(cfg: CfgNode, name: str, **options) -> Encoder:
+    node, values = NODES[name]
+    cfg.MODEL.YOLOF.ENCODER.NAME = name
+    cfg.MODEL.YOLOF.ENCODER[node].update({**values, **options})
+    torch.manual_seed(0)
+    return build_encoder(cfg, INPUT)
+
+
+def test_all_encoders_are_tested_here():
+    assert sorted(NODES) == sorted(name for name, _ in ENCODER_REGISTRY)
+
+
+@every_encoder
+@pytest.mark.parametrize("size", [(5, 7), (2, 3), (1, 1)])
+def test_height_width_and_stride_are_kept_and_channels_are_those_asked_for(cfg, name, size):
+    encoder = make_encoder(cfg, name).eval()
+    assert encoder(torch.randn(2, 6, *size)).shape == (2, 32, *size)
+    assert (encoder.output_shape().channels, encoder.output_shape().stride) == (32, 16)
+
+
+@every_encoder
+def test_each_key_of_its_own_node_arrives_and_no_other_is_read(cfg, name):
+    node, values = NODES[name]
+    for other, _ in NODES.values():
+        if other != node:
+            del cfg.MODEL.YOLOF.ENCODER[other]
+    default = cfg.MODEL.YOLOF.ENCODER[node].clone()
+    assert all(default[key] != value for key, value in values.items())
+    built = make_encoder(cfg, name).eval()
+    torch.manual_seed(0)
+    options = {key.lower(): value for key, value in values.items()}
+    expected = ENCODER_REGISTRY.get(name)(INPUT, **options).eval()
+    assert str(built) == str(expected)
+    feature = torch.randn(1, 6, 4, 5)
+    assert torch.equal(built(feature), expected(feature))
+
+
+@every_encoder
+def test_gradients_reach_every_parameter_in_a_batch_of_one(cfg, name):
+    encoder = make_encoder(cfg, name, **({"NORM": "BN"} if name in NUM_NORMS else {}))
+    output = encoder.train()(torch.randn(1, 6, 3, 4))
+    (output * torch.randn_like(output)).sum().backward()
+    for parameter_name, parameter in encoder.named_parameters():
+        assert parameter.grad.isfinite().all(), parameter_name
+        # A norm cancels the bias before it, and a softmax that of its keys.
+        assert parameter.grad.any() or parameter_name.endswith("bias"), parameter_name
+
+
+@every_encoder
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_gives_nearly_the_same(cfg, name, dtype):
+    encoder = make_encoder(cfg, name).eval()
+    feature = torch.randn(1, 6, 4, 5)
+    with torch.no_grad():
+        expected = encoder(feature)
+        with torch.autocast("cpu", dtype=dtype):
+            under_autocast = encoder(feature)
+        converted = encoder.to(dtype)(feature.to(dtype))
+    for output in (under_autocast, converted):
+        torch.testing.assert_close(output.float(), expected, rtol=0.05, atol=0.05)
+
+
+@every_encoder
+def test_an_image_is_encoded_as_if_it_were_alone(cfg, name):
+    encoder = make_encoder(cfg, name).eval()
+    feature = torch.randn(3, 6, 4, 5)
+    alone = torch.cat([encoder(image) for image in feature.split(1)])
+    torch.testing.assert_close(encoder(feature), alone)
+
+
+@every_encoder
+def test_encoding_never_waits_for_the_device(cfg, name):
+    # Tensors of the meta device have no values, so nothing can look at one.
+    encoder = make_encoder(cfg, name).to("meta")
+    encoder(torch.empty(2, 6, 4, 5, device="meta")).sum().backward()
+    assert all(parameter.grad is not None for parameter in encoder.parameters())
+
+
+@pytest.mark.parametrize("name", sorted(NUM_NORMS))
+@pytest.mark.parametrize("norm", sorted(NORMS))
+def test_the_norm_asked_for_follows_the_convolutions_and_leaves_their_names(cfg, name, norm):
+    def conv_names(encoder: Encoder) -> set[str]:
+        return {key for key, layer in encoder.named_modules() if isinstance(layer, nn.Conv2d)}
+
+    encoder, without = (make_encoder(cfg, name, NORM=n).eval() for n in (norm, ""))
+    found = [layer for layer in encoder.modules() if isinstance(layer, tuple(NORMS.values()))]
+    assert [type(layer) for layer in found] == [NORMS[norm]] * NUM_NORMS[name]
+    assert not any(isinstance(layer, tuple(NORMS.values())) for layer in without.modules())
+
+    assert conv_names(encoder) == conv_names(without)
+    weights = {f"{key}.weight" for key in conv_names(encoder)}
+    assert weights <= encoder.state_dict().keys() & without.state_dict().keys()
+
+    feature = torch.randn(2, 6, 4, 5)
+    assert encoder(feature).isfinite().all() and without(feature).isfinite().all()
+
+
+@every_encoder
+def test_a_width_of_nothing_is_refused(cfg, name):
+    key = f"MODEL.YOLOF.ENCODER.{NODES[name][0]}.NUM_CHANNELS"
+    with pytest.raises(ConfigError, match=f"{key} must be 1 or more, got 0"):
+        make_encoder(cfg, name, NUM_CHANNELS=0)
