@@ -100,6 +100,49 @@ def test_shifted_boxes_still_hold_their_objects(tmp_path):
     assert seen == {False, True}  # both cases came up
 
 
+@pytest.mark.parametrize(
+    "crop", [("INPUT.JITTER_CROP.RATIO", 0.3), ("INPUT.CROP.ENABLED", True)], ids=lambda c: c[0]
+)
+def test_what_a_crop_cut_off_does_not_come_back_on_the_padding(tmp_path, crop):
+    pixels = np.zeros((60, 80, 3), np.uint8)
+    pixels[:, :20] = 255
+    Image.fromarray(pixels).save(tmp_path / "box.png")
+    cfg = make_cfg()
+    cfg.merge_from_list(crop)
+    cfg.INPUT.CROP.SIZE = [1.0, 0.5]
+    cfg.INPUT.CROP.TYPE = "relative"
+    cfg.INPUT.FIXED_SIZE.TRAIN = (60, 80)
+    cfg.INPUT.RANDOM_SHIFT.PROB = 1.0
+    cfg.INPUT.RANDOM_SHIFT.MAX_PIXELS = 40
+    mapper = build_mapper(cfg, True)
+    record = sample(tmp_path / "box.png", boxes=[[0.0, 0.0, 20.0, 60.0]], size=(60, 80))
+    num_boxes = set()
+    for seed in range(80):
+        np.random.seed(seed)
+        mapped = mapper(record)
+        boxes = mapped["instances"].gt_boxes.tensor.tolist()
+        num_boxes.add(len(boxes))
+        rows, columns = torch.nonzero(mapped["image"][0] > 127, as_tuple=True)
+        seen = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] if len(rows) else []
+        for box in boxes:
+            if len(rows) == 0:
+                assert min(box[2] - box[0], box[3] - box[1]) < 1  # a sliver
+            else:
+                np.testing.assert_allclose(box, seen, atol=1)
+        assert boxes or not seen
+    assert num_boxes == {0, 1}  # both cases came up
+
+
+@pytest.mark.parametrize("kind", [int, float])
+def test_boxes_of_whole_numbers_are_resized_exactly(photo, kind):
+    cfg = make_cfg()
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.RANDOM_FLIP = (40,), "none"
+    record = sample(photo, boxes=[[kind(side) for side in (7, 4, 25, 24)]], size=(60, 80))
+    (box,) = build_mapper(cfg, is_train=True)(record)["instances"].gt_boxes.tensor.tolist()
+    # 60 x 80 becomes 40 x 53: sides times 53 / 80 across, 2 / 3 down.
+    assert box == pytest.approx([7 * 53 / 80, 4 * 2 / 3, 32 * 53 / 80, 28 * 2 / 3], abs=1e-4)
+
+
 def test_image_without_annotations(photo):
     mapped = build_mapper(make_cfg(), True)(sample(photo, boxes=[], size=(60, 80)))
     assert mapped["instances"].gt_boxes.tensor.shape == (0, 4)
@@ -124,6 +167,21 @@ def test_test_time_keeps_no_annotations_and_never_shifts(photo):
     with Image.open(photo) as image:
         expected = np.asarray(image)[:, :, ::-1].transpose(2, 0, 1)  # BGR
     np.testing.assert_array_equal(mapped["image"].numpy(), expected)
+
+
+def test_fixed_sizes_do_not_keep_the_aspect_ratio(photo):
+    cfg = make_cfg()
+    cfg.INPUT.FIXED_SIZE.TRAIN = (50, 30)
+    cfg.INPUT.FIXED_SIZE.TEST = (20, 70)
+    cfg.INPUT.RANDOM_FLIP = "none"
+    record = sample(photo, boxes=[[8.0, 12.0, 16.0, 24.0]], size=(60, 80))
+    mapped = build_mapper(cfg, True)(record)
+    assert mapped["image"].shape == (3, 50, 30)
+    (box,) = mapped["instances"].gt_boxes.tensor.tolist()
+    assert box == pytest.approx([3, 10, 9, 30])
+    mapped = build_mapper(cfg, False)(record)
+    assert mapped["image"].shape == (3, 20, 70)
+    assert (mapped["height"], mapped["width"]) == (60, 80)  # detections are scaled back to these
 
 
 def test_the_record_is_not_modified(photo):

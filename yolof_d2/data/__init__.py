@@ -1,19 +1,35 @@
-"""Data sets from the config, augmentation and the mapper.
+"""Data sets from the config, augmentation and the mappers.
 
-``validation`` and ``synthetic`` are commands too (``python -m yolof_d2.data.validation``) and are
-therefore not imported here: Python warns about a command that its package already holds.
+``validation``, ``synthetic`` and ``subset`` are commands too (``python -m
+yolof_d2.data.validation``) and are therefore not imported here: Python warns about a command that
+its package already holds.
 """
 
-from .augmentation import RandomShift, ShiftTransform, build_augmentation
+from .augmentation import (
+    ColorDistortion,
+    ColorDistortionTransform,
+    FixedSizeResize,
+    JitterCrop,
+    RandomShift,
+    ShiftTransform,
+    build_augmentation,
+)
 from .datasets import register_datasets, resolve_datasets
 from .mapper import YOLOFDatasetMapper, build_mapper
+from .mosaic import MosaicMapper, build_mosaic_mapper
 
 __all__ = [
+    "ColorDistortion",
+    "ColorDistortionTransform",
+    "FixedSizeResize",
+    "JitterCrop",
+    "MosaicMapper",
     "RandomShift",
     "ShiftTransform",
     "YOLOFDatasetMapper",
     "build_augmentation",
     "build_mapper",
+    "build_mosaic_mapper",
     "register_datasets",
     "resolve_datasets",
 ]

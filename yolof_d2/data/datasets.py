@@ -23,6 +23,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from PIL import Image
 
+from yolof_d2.config import num_classes, set_num_classes
 from yolof_d2.errors import ConfigError, DataError
 
 __all__ = [
@@ -239,8 +240,8 @@ def resolve_datasets(cfg: CfgNode, *, eval_only: bool = False) -> None:
     """Put the user's data sets into the config: names, and the number of classes.
 
     ``DATASETS.TRAIN`` / ``DATASETS.TEST`` become the registered names where a json is given and
-    stay as they are elsewhere. If any json is given, ``MODEL.YOLOF.NUM_CLASSES`` and
-    ``MODEL.RETINANET.NUM_CLASSES`` both become its number of categories.
+    stay as they are elsewhere. If any json is given, its number of categories becomes the
+    ``NUM_CLASSES`` of every model.
 
     Args:
         cfg: not frozen; changed in place.
@@ -270,15 +271,13 @@ def resolve_datasets(cfg: CfgNode, *, eval_only: bool = False) -> None:
     else:
         _check_other_split(cfg, classes, eval_only=eval_only)
 
-    num_classes = len(next(iter(classes.values())))
-    before = (cfg.MODEL.YOLOF.NUM_CLASSES, cfg.MODEL.RETINANET.NUM_CLASSES)
-    cfg.MODEL.YOLOF.NUM_CLASSES = num_classes
-    cfg.MODEL.RETINANET.NUM_CLASSES = num_classes
+    before, count = num_classes(cfg), len(next(iter(classes.values())))
+    set_num_classes(cfg, count)
     logger.info(
-        "NUM_CLASSES = %d from the categories of the data (MODEL.YOLOF had %d, MODEL.RETINANET "
-        "had %d); DATASETS.TRAIN = %s, DATASETS.TEST = %s",
-        num_classes,
-        *before,
+        "NUM_CLASSES = %d from the categories of the data (the config had %d); "
+        "DATASETS.TRAIN = %s, DATASETS.TEST = %s",
+        count,
+        before,
         tuple(cfg.DATASETS.TRAIN),
         tuple(cfg.DATASETS.TEST),
     )

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, detection_utils
-from detectron2.data import transforms as T
+from fvcore.transforms.transform import Transform
 
 from yolof_d2.data.augmentation import build_augmentation
 from yolof_d2.data.datasets import IMAGE_READ_ERRORS
@@ -40,6 +40,15 @@ class YOLOFDatasetMapper(DatasetMapper):
             _raise_if_image_is_bad(dataset_dict, self.image_format)
             raise
 
+    def _transform_annotations(
+        self, dataset_dict: dict[str, Any], transforms: Transform, image_shape: tuple[int, int]
+    ) -> None:
+        # Detectron2 transforms boxes in the type that the json has: whole numbers would stay whole,
+        # and a resize would move each side by up to a pixel.
+        for annotation in dataset_dict["annotations"]:
+            annotation["bbox"] = np.asarray(annotation["bbox"], dtype=np.float64).tolist()
+        super()._transform_annotations(dataset_dict, transforms, image_shape)
+
 
 def _raise_if_image_is_bad(dataset_dict: dict[str, Any], image_format: str) -> None:
     """Read the image alone and turn any trouble with it into a DataError."""
@@ -65,18 +74,16 @@ def _raise_if_image_is_bad(dataset_dict: dict[str, Any], image_format: str) -> N
         ) from error
 
 
-def build_mapper(cfg: CfgNode, is_train: bool) -> DatasetMapper:
+def build_mapper(cfg: CfgNode, is_train: bool) -> YOLOFDatasetMapper:
     """The mapper for ``build_detection_train_loader`` / ``build_detection_test_loader``.
+
+    It makes a sample of one image: ``INPUT.MOSAIC`` is for :func:`build_mosaic_mapper`.
 
     Args:
         cfg: ``INPUT.*`` and ``MODEL.MASK_ON`` etc. are read as by Detectron2's DatasetMapper.
         is_train: with random augmentation and annotations, or as for tests.
 
     Returns:
-        Detectron2's mapper with :func:`build_augmentation`, behind ``INPUT.CROP`` if that is on.
+        Detectron2's mapper with :func:`build_augmentation`.
     """
-    augmentations = build_augmentation(cfg, is_train)
-    if is_train and cfg.INPUT.CROP.ENABLED:
-        # Handing over `augmentations` replaces the list from_config would build, crop included.
-        augmentations.insert(0, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
-    return YOLOFDatasetMapper(cfg, is_train, augmentations=augmentations)
+    return YOLOFDatasetMapper(cfg, is_train, augmentations=build_augmentation(cfg, is_train))

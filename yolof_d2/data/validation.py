@@ -65,6 +65,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
 
+from yolof_d2.config import num_classes, num_classes_node
 from yolof_d2.data.datasets import IMAGE_READ_ERRORS, read_coco_json
 from yolof_d2.errors import DataError
 
@@ -670,12 +671,12 @@ def check_datasets(
             evaluation="test" in used_for,
             read_headers=HEADER_CHECK_MAX_IMAGES if read_headers is None else read_headers,
         ).run()
-        expected = _model_num_classes(cfg)
-        if expected is not None and check.num_categories not in (0, expected[1]):
+        if check.num_categories not in (0, num_classes(cfg)):
             check.add(
                 "error",
                 "num_classes",
-                f"{check.num_categories} categories, but {expected[0]} = {expected[1]}",
+                f"{check.num_categories} categories, but MODEL.{num_classes_node(cfg)}.NUM_CLASSES "
+                f"= {num_classes(cfg)}",
             )
         logger.info(
             "Data set %s (%s): %d images, %d of them without annotations; %d annotations, "
@@ -702,14 +703,6 @@ def check_datasets(
         raise DataError(f"The data cannot be used: {counts}. Whole report: {report_file}\n{report}")
     logger.warning("Data: %s. Whole report: %s\n%s", counts, report_file, report)
     return problems
-
-
-def _model_num_classes(cfg: CfgNode) -> tuple[str, int] | None:
-    """Key and number of classes of the model that the config builds, where it is known."""
-    node = {"YOLOF": "YOLOF", "RetinaNet": "RETINANET"}.get(cfg.MODEL.META_ARCHITECTURE)
-    if node is None:
-        return None
-    return f"MODEL.{node}.NUM_CLASSES", cfg.MODEL[node].NUM_CLASSES
 
 
 def _write_report(path: str, problems: Sequence[Problem]) -> None:

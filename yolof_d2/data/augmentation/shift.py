@@ -1,20 +1,14 @@
-"""Random shift, the one augmentation of the YOLOF recipe that Detectron2 does not have.
-
-Coordinate frame: x to the right, y down, in pixels; the top-left corner of an image is (0, 0) and
-the bottom-right corner of a W x H image is (W, H).
-"""
+"""Random shift, of the YOLOF recipe."""
 
 from __future__ import annotations
 
 import numpy as np
-from detectron2.config import CfgNode
-from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 from fvcore.transforms.transform import NoOpTransform, Transform
 
 from yolof_d2.errors import ConfigError
 
-__all__ = ["RandomShift", "ShiftTransform", "build_augmentation"]
+__all__ = ["RandomShift", "ShiftTransform"]
 
 
 def _overlap(shift: int, length: int) -> tuple[slice, slice]:
@@ -139,22 +133,3 @@ class RandomShift(T.Augmentation):
         dx = np.random.randint(-self.max_pixels, self.max_pixels)
         dy = np.random.randint(-self.max_pixels, self.max_pixels)
         return ShiftTransform(dx, dy)
-
-
-def build_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
-    """Detectron2's own augmentation (resize, flip), then the random shift when it is on.
-
-    Args:
-        cfg: ``INPUT.*`` is read; ``INPUT.RANDOM_SHIFT.PROB`` / ``.MAX_PIXELS``, 0 = off.
-        is_train: without it, only the resize for tests.
-
-    Returns:
-        Augmentations in the order in which they are applied. A crop (``INPUT.CROP``) is not in
-        it: :func:`yolof_d2.data.mapper.build_mapper` puts it first, as Detectron2 does.
-    """
-    augmentations: list[T.Augmentation] = detection_utils.build_augmentation(cfg, is_train)
-    node = cfg.INPUT.RANDOM_SHIFT
-    shift = RandomShift(prob=node.PROB, max_pixels=node.MAX_PIXELS)
-    if is_train and shift.enabled:
-        augmentations.append(shift)
-    return augmentations

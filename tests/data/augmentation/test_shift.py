@@ -2,26 +2,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from detectron2.config import CfgNode, get_cfg
 from detectron2.data import transforms as T
 from fvcore.transforms.transform import NoOpTransform
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yolof_d2.config import add_yolof_config
-from yolof_d2.data import RandomShift, ShiftTransform, build_augmentation
+from yolof_d2.data import RandomShift, ShiftTransform
 from yolof_d2.errors import ConfigError
 
 SIDE = st.integers(1, 9)
 SHIFT = st.integers(-12, 12)  # reaches beyond the image
-
-
-def make_cfg(prob: float = 0.5, max_pixels: int = 32) -> CfgNode:
-    cfg = get_cfg()
-    add_yolof_config(cfg)
-    cfg.INPUT.RANDOM_SHIFT.PROB = prob
-    cfg.INPUT.RANDOM_SHIFT.MAX_PIXELS = max_pixels
-    return cfg
 
 
 def shift_by_loop(image: np.ndarray, dx: int, dy: int) -> np.ndarray:
@@ -152,27 +142,6 @@ def test_off_is_off_and_draws_no_random_number(prob, max_pixels):
     transform = RandomShift(prob, max_pixels).get_transform(np.zeros((5, 5), np.uint8))
     assert isinstance(transform, NoOpTransform)
     assert np.random.random() == expected
-
-    names = [type(a).__name__ for a in build_augmentation(make_cfg(prob, max_pixels), True)]
-    assert names == ["ResizeShortestEdge", "RandomFlip"]
-
-
-def test_shift_comes_last_and_only_in_training():
-    augmentations = build_augmentation(make_cfg(0.25, 16), True)
-    assert [type(a).__name__ for a in augmentations] == [
-        "ResizeShortestEdge",
-        "RandomFlip",
-        "RandomShift",
-    ]
-    assert (augmentations[-1].prob, augmentations[-1].max_pixels) == (0.25, 16)
-    tests = build_augmentation(make_cfg(0.25, 16), False)
-    assert [type(a).__name__ for a in tests] == ["ResizeShortestEdge"]
-
-
-def test_default_config_has_detectron2s_augmentation_alone():
-    cfg = get_cfg()
-    add_yolof_config(cfg)
-    assert len(build_augmentation(cfg, True)) == 2
 
 
 @pytest.mark.parametrize(("prob", "max_pixels"), [(-0.1, 32), (1.1, 32), (0.5, -1), (0.5, 1.5)])

@@ -1,0 +1,301 @@
+"""What a matcher must do; see :class:`yolof_d2.modeling.Matcher`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from detectron2.config import CfgNode
+from torch import Tensor, nn
+
+from ..modeling import Matcher, MatchResult, build_matcher
+from ..modeling.matcher.build import IGNORED
+from . import scenes
+from .expectations import expect, raising_means
+from .modules import on_meta_device
+from .scenes import SHAPE, Scene
+
+
+class MatcherSubject:
+    """How to build the matcher that ``cfg`` selects, and run it."""
+
+    def __init__(self, cfg: CfgNode):
+        self.cfg = cfg
+
+    def build(self, scene: Scene | None = None) -> Matcher:
+        """Build for the anchors of ``scene``, by default an ordinary one."""
+        scene = scene or scenes.ordinary(self.cfg)
+        return build_matcher(scene.cfg, SHAPE, scene.num_anchors)
+
+    def match(self, scene: Scene) -> MatchResult:
+        """Match by a new matcher."""
+        return call(self.build(scene), scene)
+
+    def matches(self) -> Iterator[tuple[Scene, MatchResult]]:
+        """Match every scene."""
+        for scene in scenes.all_scenes(self.cfg):
+            with raising_means(f"with {scene.title} it failed"):
+                match = self.match(scene)
+            yield scene, match
+
+
+def call(matcher: Matcher, scene: Scene) -> MatchResult:
+    """Match ``scene``, with predictions cut off from the network, as the model does."""
+    return matcher(scene.anchors, scene.logits.detach(), scene.boxes.detach(), scene.truth)
+
+
+def is_a_matcher(subject: MatcherSubject) -> None:
+    """It derives from :class:`Matcher`."""
+    part = subject.build()
+    expect(isinstance(part, Matcher), f"it is a {type(part).__name__}; wanted a Matcher")
+
+
+def result_has_the_documented_types_and_shapes(subject: MatcherSubject) -> None:
+    """Labels (N, R) and pairs (N, P); also for one anchor, equal objects and other rare cases."""
+    for scene, match in subject.matches():
+        expect(
+            isinstance(match, MatchResult),
+            f"it returned a {type(match).__name__}; wanted a MatchResult",
+        )
+        num_images, num_anchors = scene.boxes.shape[:2]
+        for name, value in vars(match).items():
+            dtype = torch.bool if name == "pair_mask" else torch.int64
+            expect(
+                value.dtype == dtype, f"{name} is {value.dtype} with {scene.title}; wanted {dtype}"
+            )
+            wanted = [num_images, num_anchors]
+            if name != "labels":
+                wanted[1] = match.pair_mask.shape[-1]
+            expect(
+                list(value.shape) == wanted,
+                f"{name} has shape {list(value.shape)} with {scene.title}; wanted {wanted}",
+            )
+
+
+def labels_and_indices_are_in_range(subject: MatcherSubject) -> None:
+    """Labels in [-1, K], anchors in [0, R), ground truth in [0, M), also of pairs masked out."""
+    for scene, match in subject.matches():
+        for name, lowest, highest in (
+            ("labels", IGNORED, scene.num_classes),
+            ("pair_anchor_idx", 0, len(scene.anchors) - 1),
+            ("pair_gt_idx", 0, scene.truth.valid.shape[1] - 1),
+        ):
+            value = getattr(match, name)
+            wrong = value[(value < lowest) | (value > highest)].unique().tolist()
+            expect(
+                not wrong,
+                f"{name} holds {wrong[:5]} with {scene.title}; wanted {lowest} to {highest}",
+            )
+
+
+def objects_get_anchors(subject: MatcherSubject) -> None:
+    """An image with an object that an anchor covers exactly has a positive anchor and a pair."""
+    scene = scenes.ordinary(subject.cfg)
+    match = subject.match(scene)
+    for n in range(len(scene.boxes)):
+        if not scene.truth.valid[n].any():
+            continue
+        positives = int(((match.labels[n] >= 0) & (match.labels[n] < scene.num_classes)).sum())
+        pairs = int(match.pair_mask[n].sum())
+        expect(
+            positives > 0 and pairs > 0,
+            f"image {n}, with an object exactly on an anchor, has {positives} positive anchors and "
+            f"{pairs} pairs; wanted at least one of each",
+        )
+
+
+def images_without_objects_have_no_positives(subject: MatcherSubject) -> None:
+    """Their anchors are background, or ignored, and no pair counts."""
+    for scene, match in subject.matches():
+        for n in range(len(scene.boxes)):
+            if scene.truth.valid[n].any():
+                continue
+            positives = int(((match.labels[n] >= 0) & (match.labels[n] < scene.num_classes)).sum())
+            pairs = int(match.pair_mask[n].sum())
+            expect(
+                positives == 0 and pairs == 0,
+                f"image {n}, without objects, has {positives} positive anchors and {pairs} pairs "
+                f"with {scene.title}; wanted none",
+            )
+
+
+def padding_is_in_no_pair(subject: MatcherSubject) -> None:
+    """A pair with padded ground truth is masked out."""
+    for scene, match in subject.matches():
+        real = scene.truth.valid.gather(1, match.pair_gt_idx)
+        count = int((match.pair_mask & ~real).sum())
+        expect(
+            count == 0,
+            f"{count} pairs that count have padding as ground truth with {scene.title}; "
+            "wanted pair_mask False there",
+        )
+
+
+def positives_have_the_class_of_an_object_of_their_image(subject: MatcherSubject) -> None:
+    """A label in [0, K) is the class of some ground truth of the same image."""
+    for scene, match in subject.matches():
+        for n in range(len(scene.boxes)):
+            labels = set(match.labels[n].tolist()) - {IGNORED, scene.num_classes}
+            present = set(scene.truth.classes[n][scene.truth.valid[n]].tolist())
+            expect(
+                labels <= present,
+                f"image {n} has positives of classes {sorted(labels)} with {scene.title}, but "
+                f"objects of classes {sorted(present)} only",
+            )
+
+
+def paired_anchors_are_not_background(subject: MatcherSubject) -> None:
+    """The box loss and the classification loss must not contradict each other."""
+    for scene, match in subject.matches():
+        labels = match.labels.gather(1, match.pair_anchor_idx)
+        count = int((match.pair_mask & (labels == scene.num_classes)).sum())
+        expect(
+            count == 0,
+            f"{count} pairs that count have an anchor labelled background with {scene.title}; "
+            "wanted a class, or -1 for ignored",
+        )
+
+
+def images_do_not_depend_on_their_batch(subject: MatcherSubject) -> None:
+    """An image is matched in a batch as it is alone."""
+    for scene, match in subject.matches():
+        for n in range(len(scene.boxes)):
+            _expect_same_match(
+                subject.match(scene.alone(n)),
+                0,
+                match,
+                n,
+                f"image {n} alone, and in its batch with {scene.title},",
+            )
+
+
+def padding_changes_nothing(subject: MatcherSubject) -> None:
+    """More padding of the ground truth leaves labels and counting pairs as they are."""
+    for scene, match in subject.matches():
+        padded = subject.match(scene.padded(5))
+        for n in range(len(scene.boxes)):
+            _expect_same_match(
+                padded, n, match, n, f"image {n} with more padding, and with less ({scene.title}),"
+            )
+
+
+def matching_is_deterministic(subject: MatcherSubject) -> None:
+    """Two matchers built alike match alike."""
+    for scene, match in subject.matches():
+        again = subject.match(scene)
+        for n in range(len(scene.boxes)):
+            _expect_same_match(
+                again, n, match, n, f"image {n} in two runs on the same input ({scene.title})"
+            )
+
+
+def matching_is_the_same_under_autocast(subject: MatcherSubject) -> None:
+    """Mixed precision is for the network: a distance in bfloat16 would be off by pixels."""
+    for scene, match in subject.matches():
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            under_autocast = subject.match(scene)
+        for n in range(len(scene.boxes)):
+            _expect_same_match(
+                under_autocast,
+                n,
+                match,
+                n,
+                f"image {n} under autocast, and without it ({scene.title}),",
+            )
+
+
+def builds_no_graph(subject: MatcherSubject) -> None:
+    """Nothing is kept for a backward pass, even if the predictions have gradients."""
+    scene = scenes.ordinary(subject.cfg)
+    matcher = subject.build(scene)
+    saved: list[torch.Size] = []
+
+    def note(value: Tensor) -> Tensor:
+        saved.append(value.shape)
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda value: value):
+        matcher(
+            scene.anchors,
+            scene.logits.requires_grad_(),
+            scene.boxes.requires_grad_(),
+            scene.truth,
+        )
+    expect(
+        not saved,
+        f"{len(saved)} tensors were kept for a backward pass that never comes; "
+        "wanted none, as under torch.no_grad()",
+    )
+
+
+def inputs_are_left_alone(subject: MatcherSubject) -> None:
+    """The loss reads the same tensors later: nothing is written into them."""
+    for scene in scenes.all_scenes(subject.cfg):
+        before = {name: value.clone() for name, value in scene.tensors().items()}
+        subject.match(scene)
+        for name, value in scene.tensors().items():
+            expect(
+                torch.equal(value, before[name]),
+                f"{name} was changed in place with {scene.title}",
+            )
+
+
+def survives_predictions_that_are_not_finite(subject: MatcherSubject) -> None:
+    """So that training stops with the message of the loss. Can be waived."""
+    scene = scenes.non_finite_predictions(subject.cfg)
+    with raising_means(f"with {scene.title} it failed"):
+        match = subject.match(scene)
+    idx = match.pair_anchor_idx
+    expect(
+        bool(((idx >= 0) & (idx < len(scene.anchors))).all()),
+        f"pair_anchor_idx holds values outside [0, {len(scene.anchors)}) with {scene.title}",
+    )
+
+
+def never_waits_for_the_device(subject: MatcherSubject) -> None:
+    """Runs where tensors have no values, so the host can wait for none. Can be waived."""
+    scene = scenes.ordinary(subject.cfg)
+    matcher = subject.build(scene)
+    if isinstance(matcher, nn.Module):
+        matcher.to("meta")
+    with on_meta_device():
+        match = call(matcher, scene.to("meta"))
+    for name, value in vars(match).items():
+        expect(value.is_meta, f"{name} is on {value.device}; wanted the device of the inputs")
+
+
+def _expect_same_match(a: MatchResult, i: int, b: MatchResult, j: int, who: str) -> None:
+    labels = int((a.labels[i] != b.labels[j]).sum())
+    expect(labels == 0, f"{who} differ in {labels} labels")
+    got, wanted = _pairs(a, i), _pairs(b, j)
+    expect(
+        got == wanted,
+        f"{who} differ in the pairs (anchor, ground truth): {len(got)} and {len(wanted)} of them",
+    )
+
+
+def _pairs(match: MatchResult, n: int) -> list[tuple[int, int]]:
+    """The pairs of image ``n`` that count, in a fixed order."""
+    mask = match.pair_mask[n]
+    idx = (match.pair_anchor_idx[n][mask].tolist(), match.pair_gt_idx[n][mask].tolist())
+    return sorted(zip(*idx, strict=True))
+
+
+CHECKS = (
+    is_a_matcher,
+    result_has_the_documented_types_and_shapes,
+    labels_and_indices_are_in_range,
+    objects_get_anchors,
+    images_without_objects_have_no_positives,
+    padding_is_in_no_pair,
+    positives_have_the_class_of_an_object_of_their_image,
+    paired_anchors_are_not_background,
+    images_do_not_depend_on_their_batch,
+    padding_changes_nothing,
+    matching_is_deterministic,
+    matching_is_the_same_under_autocast,
+    builds_no_graph,
+    inputs_are_left_alone,
+    survives_predictions_that_are_not_finite,
+    never_waits_for_the_device,
+)
