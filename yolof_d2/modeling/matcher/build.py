@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
 from detectron2.structures import Instances
 from detectron2.utils.registry import Registry
 from torch import Tensor
@@ -21,8 +22,9 @@ from ..registry import get_part
 
 MATCHER_REGISTRY = Registry("YOLOF_MATCHER")
 MATCHER_REGISTRY.__doc__ = """
-Matchers: decide which anchors answer for which ground-truth boxes. Called as ``obj(cfg)``; must
-return a :class:`Matcher`.
+Matchers: decide which anchors answer for which ground-truth boxes. Called as
+``obj(cfg, input_shape, num_anchors)`` with the :class:`ShapeSpec` of the map that the anchors stand
+on and the number of anchors per cell; must return a :class:`Matcher`.
 """
 
 IGNORED = -1  # label of an anchor that takes no part in the classification loss
@@ -86,17 +88,19 @@ class Matcher(ABC):
         """Match a batch.
 
         Args:
-            anchors: float32 (R, 4) XYXY pixels, the same for every image.
+            anchors: float32 (R, 4) XYXY pixels, the same for every image, in the anchor generator's
+                order (H, W, A).
             pred_logits: float32 (N, R, K).
             pred_boxes: float32 (N, R, 4) XYXY pixels.
             ground_truth: padded boxes and classes.
         """
 
 
-def build_matcher(cfg: CfgNode) -> Matcher:
+def build_matcher(cfg: CfgNode, input_shape: ShapeSpec, num_anchors: int) -> Matcher:
     """Build the matcher named by ``cfg.MODEL.YOLOF.MATCHER.NAME``.
 
     Raises:
         ConfigError: no matcher of that name is registered.
     """
-    return get_part(MATCHER_REGISTRY, cfg.MODEL.YOLOF.MATCHER.NAME, "MODEL.YOLOF.MATCHER.NAME")(cfg)
+    matcher = get_part(MATCHER_REGISTRY, cfg.MODEL.YOLOF.MATCHER.NAME, "MODEL.YOLOF.MATCHER.NAME")
+    return matcher(cfg, input_shape, num_anchors)

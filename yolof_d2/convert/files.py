@@ -1,0 +1,142 @@
+"""Checkpoint files: what is read from them, and how they are written."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+
+# What torch.load, safetensors and, on bytes that are no pickle, pickle raise.
+_READ_ERRORS = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+)
+
+
+def read_weights(path: Path, *, unsafe: bool = False) -> tuple[dict[str, Tensor], list[str]]:
+    """Read the weights in a checkpoint, whether or not they are under "state_dict" or "model".
+
+    Args:
+        path: what ``torch.save`` wrote, or a ``.safetensors`` file.
+        unsafe: also read files with Python objects in them, which may run code of the file's.
+            Objects of packages that are not installed are passed over.
+
+    Returns:
+        Weights by name, without the "module." that data parallel training puts before every name;
+        and what else the file holds.
+
+    Raises:
+        UserError: the file cannot be read, or holds no weights.
+    """
+    content = _read(path, unsafe)
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} holds a {type(content).__name__}, expected a dict of weights")
+    wrappers = [key for key in ("state_dict", "model") if isinstance(content.get(key), Mapping)]
+    entries = content[wrappers[0]] if wrappers else content
+    weights = {str(name): value for name, value in entries.items() if isinstance(value, Tensor)}
+    others = [str(name) for name in entries if str(name) not in weights]
+    if wrappers:
+        others += [str(key) for key in content if key != wrappers[0]]
+    if not weights:
+        raise UserError(f"{path} holds no weights: {', '.join(others[:5])}")
+    if all(name.startswith("module.") for name in weights):
+        weights = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
+    return weights, others
+
+
+def _read(path: Path, unsafe: bool) -> Any:
+    try:
+        if path.suffix == ".safetensors":
+            return _read_safetensors(path)
+        if unsafe:
+            return torch.load(
+                path, map_location="cpu", weights_only=False, pickle_module=_FORGIVING_PICKLE
+            )
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except _READ_ERRORS as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        if found is not None:
+            raise UserError(
+                f"{path} holds Python objects beside its weights ({found[1]}), and reading them "
+                "may run code of the file's. If you trust it: --unsafe"
+            ) from error
+        # Around the reason, PyTorch's text advises to try weights_only=False.
+        reason = str(error).split("WeightsUnpickler error:")[-1].strip().split("\n")[0]
+        raise UserError(
+            f"{path} is no checkpoint that PyTorch can read: {reason or type(error).__name__}"
+        ) from error
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise UserError(f"to read {path}: pip install safetensors") from error
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+
+
+class _Absent(dict):
+    """Stands for an object whose class is not installed here; takes whatever it is given."""
+
+    def __init__(self, *args: object, **kwargs: object):
+        super().__init__()
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+    def append(self, item: object) -> None:
+        pass
+
+
+class _ForgivingUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return super().find_class(module, name)
+        except (ImportError, AttributeError):
+            return _Absent
+
+
+_FORGIVING_PICKLE = SimpleNamespace(
+    __name__="forgiving_pickle", Unpickler=_ForgivingUnpickler, load=pickle.load
+)
+
+
+def write_atomically(content: Any, path: Path) -> None:
+    """Write with ``torch.save``; there is never a part of a file under the name ``path``.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as stream:
+                torch.save(content, stream)
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{path} cannot be written: {error}") from error
