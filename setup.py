@@ -39,6 +39,7 @@ INSTALL_REQUIRES = [
     "pillow>=10",
     "pycocotools>=2.0.8",  # the first with NumPy 2 support
     "pyyaml>=6",
+    "scipy>=1.11",
     "setuptools<81",  # detectron2.model_zoo imports pkg_resources, which later ones drop
     "submitit>=1.5",
     "tabulate",
@@ -53,6 +54,7 @@ DEV_REQUIRES = [
     "pre-commit",
     "pytest>=8",
     "ruff",
+    "timm>=1.0.31",  # the first in which Swin takes images of any size by the same option as ViT
     "types-PyYAML",
     "types-tabulate",
 ]
@@ -69,7 +71,10 @@ setup(
     packages=find_packages(include=["yolof_d2", "yolof_d2.*", "experiments", "experiments.*"]),
     package_data={"yolof_d2": ["py.typed"], "experiments": ["clusters/*.yaml", "sweeps/*.yaml"]},
     install_requires=INSTALL_REQUIRES,
-    extras_require={"dev": DEV_REQUIRES},
+    extras_require={
+        "dev": DEV_REQUIRES,
+        "timm": [line for line in DEV_REQUIRES if line.startswith("timm")],
+    },
     classifiers=[
         "Intended Audience :: Science/Research",
         "Operating System :: POSIX :: Linux",

@@ -5,10 +5,32 @@ from pathlib import Path
 import pytest
 import yaml
 from detectron2.config import CfgNode, get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_backbone, build_model
 
-from yolof_d2.config import add_yolof_config, build_cfg, iter_keys, nearest_key, num_classes
+from yolof_d2.config import (
+    add_yolof_config,
+    build_cfg,
+    iter_keys,
+    nearest_key,
+    num_classes,
+    set_num_classes,
+)
+from yolof_d2.data import build_mapper, resolve_datasets
+from yolof_d2.data.synthetic import write_synthetic_dataset
 from yolof_d2.engine import Trainer
 from yolof_d2.errors import ConfigError, UserError
+from yolof_d2.modeling import (
+    DECODER_REGISTRY,
+    ENCODER_REGISTRY,
+    LOSS_REGISTRY,
+    MATCHER_REGISTRY,
+    build_decoder,
+    build_encoder,
+    build_loss,
+    build_matcher,
+)
+from yolof_d2.plugins import load_plugins
 
 YOLOF = ["MODEL.META_ARCHITECTURE", "YOLOF"]
 RETINANET = ["MODEL.META_ARCHITECTURE", "RetinaNet"]
@@ -52,8 +74,10 @@ def test_no_key_of_detectron2_is_changed_or_removed():
     assert {key: after.get(key) for key in before} == before
 
 
-def test_only_these_keys_are_added():
-    others = [key for key in added_keys() if not key.startswith("MODEL.YOLOF.")]
+def test_nothing_but_new_nodes_and_these_keys_are_added():
+    nodes = ("MODEL.YOLOF.", "MODEL.CSPDARKNET.", "MODEL.TIMM.", "MODEL.FCOS.", "INPUT.MOSAIC.")
+    nodes += ("INPUT.JITTER_CROP.", "INPUT.FIXED_SIZE.", "INPUT.COLOR_DISTORTION.")
+    others = [key for key in added_keys() if not key.startswith(nodes)]
     assert others == [
         "DATASETS.TEST_IMAGES",
         "DATASETS.TEST_JSON",
@@ -61,6 +85,7 @@ def test_only_these_keys_are_added():
         "DATASETS.TRAIN_JSON",
         "INPUT.RANDOM_SHIFT.MAX_PIXELS",
         "INPUT.RANDOM_SHIFT.PROB",
+        "PLUGINS",
         "SOLVER.AMP.PRECISION",
         "SOLVER.BACKBONE_LR_FACTOR",
         "TEST.BEST_METRIC",
@@ -94,21 +119,40 @@ class Recorder(CfgNode):
 
 
 def test_every_key_we_add_is_read_by_something(tmp_path):
-    from yolof_d2.data import resolve_datasets
-    from yolof_d2.data.synthetic import write_synthetic_dataset
-
     data = write_synthetic_dataset(tmp_path, num_train=2, num_val=2, image_size=(32, 32))
-    cfg = build_cfg(
-        "configs/yolof_R_50_C5_1x.yaml",
-        ["MODEL.DEVICE", "cpu", "SOLVER.IMS_PER_BATCH", "2", "DATALOADER.NUM_WORKERS", "0"]
-        + ["DATASETS.TRAIN_JSON", data.train_json, "DATASETS.TRAIN_IMAGES", data.image_folder]
-        + ["DATASETS.TEST_JSON", data.val_json, "DATASETS.TEST_IMAGES", data.image_folder]
-        + ["SOLVER.AMP.ENABLED", "True", "OUTPUT_DIR", str(tmp_path)],
-    )
+    overrides = [
+        *("MODEL.DEVICE", "cpu", "SOLVER.IMS_PER_BATCH", "2", "DATALOADER.NUM_WORKERS", "0"),
+        *("DATASETS.TRAIN_JSON", data.train_json, "DATASETS.TRAIN_IMAGES", data.image_folder),
+        *("DATASETS.TEST_JSON", data.val_json, "DATASETS.TEST_IMAGES", data.image_folder),
+        *("SOLVER.AMP.ENABLED", "True", "OUTPUT_DIR", str(tmp_path)),
+        *("INPUT.MOSAIC.PROB", "1.0", "INPUT.COLOR_DISTORTION.PROB", "1.0"),
+    ]
     read: set[str] = set()
-    cfg = Recorder(cfg, "", read)
+    cfg = Recorder(build_cfg("configs/yolof_R_50_C5_1x.yaml", overrides), "", read)
     resolve_datasets(cfg)
     Trainer(cfg)
+    build_mapper(cfg, is_train=False)
+
+    # The parts that this model does not have.
+    yolof, shape = cfg.MODEL.YOLOF, ShapeSpec(channels=16, stride=32)
+    slots = [
+        ("ENCODER", ENCODER_REGISTRY, lambda: build_encoder(cfg, shape)),
+        ("DECODER", DECODER_REGISTRY, lambda: build_decoder(cfg, shape, 5)),
+        ("MATCHER", MATCHER_REGISTRY, lambda: build_matcher(cfg, shape, 5)),
+        ("LOSS", LOSS_REGISTRY, lambda: build_loss(cfg)),
+    ]
+    for slot, registry, build in slots:
+        for name, _ in registry:
+            dict.__setitem__(yolof[slot], "NAME", name)
+            build()
+    for backbone in ("build_cspdarknet_backbone", "build_timm_backbone"):
+        dict.__setitem__(cfg.MODEL.BACKBONE, "NAME", backbone)
+        dict.__setitem__(cfg.MODEL.BACKBONE, "FREEZE_AT", 0)
+        build_backbone(cfg)
+    fcos = build_cfg("configs/baselines/fcos_R_50_FPN_1x.yaml", ["MODEL.DEVICE", "cpu"])
+    build_model(Recorder(fcos, "", read))
+
+    load_plugins(cfg.PLUGINS)  # build_cfg reads it before there is a config
     assert set(added_keys()) - read == set()
 
 
@@ -120,7 +164,7 @@ def test_every_key_we_add_is_read_by_something(tmp_path):
     [
         ("BASE_LR", "SOLVER.BASE_LR"),
         ("MODEL.YOLOF.MATCHER.UNIFORM.TOPKK", "MODEL.YOLOF.MATCHER.UNIFORM.TOPK"),
-        ("MODEL.YOLOF.ENCODER.DILATIONS", "MODEL.YOLOF.ENCODER.DILATED.DILATIONS"),
+        ("MODEL.YOLOF.ENCODER.SHORTCUT", "MODEL.YOLOF.ENCODER.DILATED.SHORTCUT"),
         ("SOLVER.IMS_PER_BACH", "SOLVER.IMS_PER_BATCH"),
         ("MODEL.YOLOF.DATASETS.TRAIN_JSON", "DATASETS.TRAIN_JSON"),
     ],
@@ -239,10 +283,14 @@ def test_a_key_of_another_model_is_answered_with_the_models_own(overrides, wrong
     assert f"{wrong} (did you mean {right}?)" in message(overrides=overrides)
 
 
-@pytest.mark.parametrize("model", [YOLOF, RETINANET])
-def test_a_saved_config_with_a_class_count_for_both_models_loads_again(tmp_path, model):
-    cfg = build_cfg(overrides=[*model, "SOLVER.STEPS", "(3, 5)", "OUTPUT_DIR", "x"])
-    cfg.MODEL.YOLOF.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = 3  # as resolve_datasets does
+@pytest.mark.parametrize(
+    "name", ["YOLOF", "RetinaNet", "RetinaNetPlus", "FCOS", "GeneralizedRCNN", "ProposalNetwork"]
+)
+def test_a_saved_config_with_a_class_count_for_all_models_loads_again(tmp_path, name):
+    cfg = build_cfg(
+        overrides=["MODEL.META_ARCHITECTURE", name, "SOLVER.STEPS", "(3, 5)", "OUTPUT_DIR", "x"]
+    )
+    set_num_classes(cfg, 3)  # as resolve_datasets does
     again = build_cfg(str(write(tmp_path / "config.yaml", cfg.dump())))
     assert yaml.safe_load(again.dump()) == yaml.safe_load(cfg.dump())
     assert num_classes(again) == 3

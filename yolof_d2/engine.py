@@ -11,7 +11,12 @@ from typing import Any
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.data import (
+    DatasetFromList,
+    build_detection_test_loader,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
 from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, default_setup
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import COCOEvaluator
@@ -20,9 +25,10 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
-from .data import build_mapper, register_datasets
+from .data import build_mapper, build_mosaic_mapper, register_datasets
 from .errors import ConfigError
 from .hooks import MemoryMonitor, ResumableBestCheckpointer, RunSummary
+from .plugins import load_plugins
 from .provenance import describe_run
 from .train_loop import MixedPrecisionTrainer
 
@@ -32,7 +38,8 @@ _PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def setup_run(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Set up data sets, loggers and seed in this process; save the config to ``OUTPUT_DIR``."""
+    """Set up plug-ins, data sets, loggers and seed in this process; save the resolved config."""
+    load_plugins(cfg.PLUGINS)  # again, because each rank is a process of its own
     register_datasets(cfg, eval_only=args.eval_only)
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="yolof_d2")
@@ -123,7 +130,20 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
-        return build_detection_train_loader(cfg, mapper=build_mapper(cfg, is_train=True))
+        """Detectron2's loader with our mapper, or with mosaics (``INPUT.MOSAIC``)."""
+        if cfg.INPUT.MOSAIC.PROB == 0:
+            return build_detection_train_loader(cfg, mapper=build_mapper(cfg, is_train=True))
+        # Read as Detectron2 would (for a model without keypoints), and wrapped here, so that the
+        # loader and the mosaics share one copy.
+        dataset = DatasetFromList(
+            get_detection_dataset_dicts(
+                cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+            ),
+            copy=False,
+        )
+        return build_detection_train_loader(
+            cfg, mapper=build_mosaic_mapper(cfg, dataset), dataset=dataset
+        )
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:

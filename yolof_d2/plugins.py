@@ -39,7 +39,7 @@ def _load(entry: str) -> ModuleType:
         raise ConfigError(f"PLUGINS: there is no file {str(file)!r} (looked from {Path.cwd()})")
     try:
         return _import_file(file.resolve()) if is_path else importlib.import_module(entry)
-    except Exception as error:  # noqa: BLE001  a file of the user's may raise anything
+    except Exception as error:  # a file of the user's may raise anything
         raise ConfigError(
             f"PLUGINS: importing {entry!r} failed with {type(error).__name__}: {error}"
         ) from error

@@ -10,6 +10,7 @@ import torch
 from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from .errors import NonFiniteLossError
 
@@ -43,6 +44,7 @@ class MixedPrecisionTrainer(SimpleTrainer):
         self.grad_scaler = torch.amp.GradScaler(
             self.device_type, enabled=precision is torch.float16
         )
+        self._loss_normalizers: list[float] = []  # of all ranks, after the last step
 
     def run_step(self) -> None:
         """Train on one batch.
@@ -72,11 +74,17 @@ class MixedPrecisionTrainer(SimpleTrainer):
         finding = ""
         if not all(math.isfinite(loss) for loss in losses.values()):
             images = ", ".join(
-                f"{image.get('image_id', '?')} ({image.get('file_name', '?')})" for image in data
+                f"{image.get('mosaic_image_ids') or image.get('image_id', '?')} "
+                f"({image.get('file_name', '?')})"
+                for image in data
             )
             finding = f"rank {comm.get_rank()}: {losses}, image ids: {images}"
-        # Every rank learns of it, so that all stop here instead of waiting for each other.
-        findings = [text for text in comm.all_gather(finding) if text]
+        # Every rank learns of it, so that all stop here instead of waiting for each other. What a
+        # checkpoint must hold of every rank comes in the same message.
+        normalizer = getattr(self._bare_model, "loss_normalizer", None)
+        gathered = comm.all_gather((finding, normalizer))
+        self._loss_normalizers = [value for _, value in gathered if value is not None]
+        findings = [text for text, _ in gathered if text]
         if findings:
             raise NonFiniteLossError(
                 f"the loss became infinite or NaN at iteration {self.iter}. {'; '.join(findings)}. "
@@ -85,11 +93,34 @@ class MixedPrecisionTrainer(SimpleTrainer):
                 "SOLVER.CLIP_GRADIENTS.ENABLED True, and go on with --resume."
             )
 
+    @property
+    def _bare_model(self) -> torch.nn.Module:
+        wrapped = isinstance(self.model, DistributedDataParallel)
+        return self.model.module if wrapped else self.model
+
     def state_dict(self) -> dict:
-        return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
+        """Give optimizer, loss scaling, and the loss normaliser of every rank.
+
+        Detectron2's dense detectors (RetinaNet, FCOS) divide their losses by a running mean, over
+        iterations, of the positives of their rank. It is a plain attribute of the model, so that
+        the weights do not hold it.
+        """
+        return {
+            **super().state_dict(),
+            "grad_scaler": self.grad_scaler.state_dict(),
+            "loss_normalizers": self._loss_normalizers,
+        }
 
     def load_state_dict(self, state_dict: dict) -> None:
         super().load_state_dict(state_dict)
         # Empty when the checkpoint's run had no loss scaling; absent when another trainer wrote it.
         if self.grad_scaler.is_enabled() and state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+        # Empty when the model has none.
+        normalizers = state_dict.get("loss_normalizers")
+        if normalizers:
+            ranks = comm.get_world_size()
+            if len(normalizers) != ranks:  # the same batch, shared out among more or fewer
+                normalizers = [sum(normalizers) / ranks] * ranks
+            self._loss_normalizers = normalizers
+            self._bare_model.loss_normalizer = normalizers[comm.get_rank()]

@@ -61,7 +61,7 @@ def as_comparable(mapped: dict[str, Any]) -> dict[str, Any]:
 def test_without_shift_it_is_detectron2s_mapper(photo, crop):
     cfg = make_cfg()
     cfg.INPUT.CROP.ENABLED = crop
-    record = sample(photo, boxes=[[5, 10, 30, 20], [50, 30, 29, 29]], size=(60, 80))
+    record = sample(photo, boxes=[[5.0, 10.0, 30.0, 20.0], [50.0, 30.0, 29.0, 29.0]], size=(60, 80))
     results = []
     for mapper in (DatasetMapper(cfg, True), build_mapper(cfg, True)):
         np.random.seed(5)

@@ -9,7 +9,7 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
-from yolof_d2.modeling.losses import FocalGIoULoss
+from yolof_d2.modeling.losses import FocalBoxLoss
 from yolof_d2.modeling.matcher import GroundTruth, UniformMatcher
 
 pytestmark = [
@@ -84,6 +84,6 @@ def test_matching_and_loss_never_wait_for_the_gpu():
     torch.cuda.set_sync_debug_mode("error")
     try:
         match = UniformMatcher(num_classes=3)(anchors, logits.detach(), boxes.detach(), truth)
-        sum(FocalGIoULoss()(logits, boxes, match, truth).values()).backward()
+        sum(FocalBoxLoss()(anchors, logits, boxes, match, truth).values()).backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -17,15 +17,15 @@ from yolof_d2.modeling import (
     build_loss,
     build_matcher,
 )
-from yolof_d2.modeling.losses import FocalGIoULoss
+from yolof_d2.modeling.losses import FocalBoxLoss
 from yolof_d2.modeling.matcher import UniformMatcher
 
 SHAPE = ShapeSpec(channels=16, stride=32)
 SLOTS = [
     ("ENCODER", lambda cfg: build_encoder(cfg, SHAPE), "DilatedEncoder"),
     ("DECODER", lambda cfg: build_decoder(cfg, SHAPE, 5), "ImplicitObjectnessDecoder"),
-    ("MATCHER", build_matcher, "UniformMatcher"),
-    ("LOSS", build_loss, "FocalGIoULoss"),
+    ("MATCHER", lambda cfg: build_matcher(cfg, SHAPE, 5), "UniformMatcher"),
+    ("LOSS", build_loss, "FocalBoxLoss"),
 ]
 REGISTRIES = {
     "ENCODER": ENCODER_REGISTRY,
@@ -81,7 +81,7 @@ def test_an_encoder_of_ones_own_decides_channels_and_stride(cfg, register):
 
 @pytest.mark.parametrize(
     ("slot", "base", "attribute"),
-    [("MATCHER", UniformMatcher, "matcher"), ("LOSS", FocalGIoULoss, "loss")],
+    [("MATCHER", UniformMatcher, "matcher"), ("LOSS", FocalBoxLoss, "loss")],
 )
 def test_a_part_of_ones_own_is_built_by_config(cfg, register, slot, base, attribute):
     part = type("Mine", (base,), {})

@@ -1,14 +1,17 @@
 """The YOLOF meta-architecture and its pluggable parts. Importing this package registers them."""
 
+from .backbone import MultipleInSingleOut, SingleInMultipleOut
 from .decoder import DECODER_REGISTRY, Decoder, build_decoder
 from .encoder import ENCODER_REGISTRY, Encoder, build_encoder
 from .losses import LOSS_REGISTRY, DetectionLoss, build_loss
 from .matcher import MATCHER_REGISTRY, GroundTruth, Matcher, MatchResult, build_matcher
+from .meta_arch import FCOS, RetinaNetPlus
 from .yolof import YOLOF
 
 __all__ = [
     "DECODER_REGISTRY",
     "ENCODER_REGISTRY",
+    "FCOS",
     "LOSS_REGISTRY",
     "MATCHER_REGISTRY",
     "YOLOF",
@@ -18,6 +21,9 @@ __all__ = [
     "GroundTruth",
     "MatchResult",
     "Matcher",
+    "MultipleInSingleOut",
+    "RetinaNetPlus",
+    "SingleInMultipleOut",
     "build_decoder",
     "build_encoder",
     "build_loss",

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from .boxes import CenterClampedBox2BoxTransform
+from .checks import check_anchors, check_backbone, check_fit
 from .decoder import Decoder, build_decoder
 from .encoder import Encoder, build_encoder
 from .losses import DetectionLoss, build_loss
@@ -86,6 +87,8 @@ class YOLOF(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        check_backbone(cfg)
+        check_anchors(cfg)
         backbone = build_backbone(cfg)
         feature_shapes = list(backbone.output_shape().values())
         if len(feature_shapes) != 1:
@@ -95,17 +98,20 @@ class YOLOF(nn.Module):
                 "Name one, such as MODEL.RESNETS.OUT_FEATURES '[\"res5\"]'."
             )
         encoder = build_encoder(cfg, feature_shapes[0])
-        anchor_generator = build_anchor_generator(cfg, [encoder.output_shape()])
+        shape = encoder.output_shape()
+        check_fit(cfg, shape)
+        anchor_generator = build_anchor_generator(cfg, [shape])
+        (num_anchors,) = anchor_generator.num_anchors
         node = cfg.MODEL.YOLOF
         return {
             "backbone": backbone,
             "encoder": encoder,
-            "decoder": build_decoder(cfg, encoder.output_shape(), anchor_generator.num_anchors[0]),
+            "decoder": build_decoder(cfg, shape, num_anchors),
             "anchor_generator": anchor_generator,
             "box_transform": CenterClampedBox2BoxTransform(
                 tuple(node.BOX_TRANSFORM.WEIGHTS), center_clamp=node.BOX_TRANSFORM.CENTER_CLAMP
             ),
-            "matcher": build_matcher(cfg),
+            "matcher": build_matcher(cfg, shape, num_anchors),
             "loss": build_loss(cfg),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
@@ -151,7 +157,7 @@ class YOLOF(nn.Module):
             [image["instances"] for image in batched_inputs], self.device
         )
         match = self.matcher(anchors, logits.detach(), boxes.detach(), ground_truth)
-        return self.loss(logits, boxes, match, ground_truth)
+        return self.loss(anchors, logits, boxes, match, ground_truth)
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Normalise the images, and pad them with zeros to one size."""

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_backbone
+
+from yolof_d2.errors import ConfigError
+from yolof_d2.modeling.backbone import check_resnet_config
+
+RESNETS = ["build_resnet_backbone", "build_resnet_fpn_backbone"]
+
+
+def is_built_by_detectron2(cfg: CfgNode) -> bool:
+    try:
+        with torch.device("meta"):
+            build_backbone(cfg)
+    except (AssertionError, KeyError, ValueError):
+        return False
+    except ImportError:  # deformable convolution, when Detectron2 is not compiled
+        return True
+    return True
+
+
+@pytest.mark.parametrize("depth", [18, 26, 34, 50])
+def test_what_detectron2_asserts_is_refused_and_nothing_else(cfg, depth):
+    outcomes = []
+    for dilation, width, groups, deform in itertools.product(
+        (1, 2, 3), (64, 256), (1, 2), (False, True)
+    ):
+        cfg.MODEL.RESNETS.update(
+            DEPTH=depth,
+            RES5_DILATION=dilation,
+            RES2_OUT_CHANNELS=width,
+            NUM_GROUPS=groups,
+            DEFORM_ON_PER_STAGE=[False, False, False, deform],
+        )
+        try:
+            check_resnet_config(cfg)
+        except ConfigError as error:
+            assert "MODEL.RESNETS." in str(error)
+            outcomes.append((False, is_built_by_detectron2(cfg)))
+        else:
+            outcomes.append((True, is_built_by_detectron2(cfg)))
+    assert all(allowed == built for allowed, built in outcomes)
+
+
+@pytest.mark.parametrize("out_features", [["stem"], ["res2", "res5"], ["res1"], ["p5", "res5"], []])
+def test_features_are_refused_when_detectron2_does_not_have_them(cfg, out_features):
+    cfg.MODEL.RESNETS.OUT_FEATURES = out_features
+    if is_built_by_detectron2(cfg):
+        check_resnet_config(cfg)
+    else:
+        with pytest.raises(ConfigError, match=r"MODEL.RESNETS.OUT_FEATURES .*stem, res2, .*got \["):
+            check_resnet_config(cfg)
+
+
+@pytest.mark.parametrize("name", RESNETS)
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"DEPTH": 20}, "MODEL.RESNETS.DEPTH must be one of 18, 34, 50, 101, 152, got 20"),
+        ({"RES5_DILATION": 4}, "MODEL.RESNETS.RES5_DILATION must be 1 or 2, got 4"),
+        (
+            {"DEPTH": 18, "RES2_OUT_CHANNELS": 256, "RES5_DILATION": 2},
+            r"MODEL.RESNETS.DEPTH 18 has basic blocks, .* "
+            r"MODEL.RESNETS.RES2_OUT_CHANNELS 64 \(is 256\), "
+            r"MODEL.RESNETS.RES5_DILATION 1 \(is 2\) only",
+        ),
+        ({"DEPTH": 34, "RES2_OUT_CHANNELS": 64, "NUM_GROUPS": 32}, r"NUM_GROUPS 1 \(is 32\)"),
+    ],
+)
+def test_the_message_names_key_value_and_what_was_expected(cfg, name, keys, message):
+    cfg.MODEL.BACKBONE.NAME = name
+    cfg.MODEL.RESNETS.update(keys)
+    with pytest.raises(ConfigError, match=message):
+        check_resnet_config(cfg)
+
+
+def test_other_backbones_do_not_read_it(cfg):
+    cfg.MODEL.BACKBONE.NAME = "build_cspdarknet_backbone"
+    cfg.MODEL.RESNETS.DEPTH = 20
+    check_resnet_config(cfg)

@@ -1,0 +1,4 @@
+from .fcos import FCOS
+from .retinanet_plus import ImplicitObjectnessRetinaNetHead, RetinaNetPlus
+
+__all__ = ["FCOS", "ImplicitObjectnessRetinaNetHead", "RetinaNetPlus"]
