@@ -142,7 +142,9 @@ def test_every_key_we_add_is_read_by_something(tmp_path):
         ("LOSS", LOSS_REGISTRY, lambda: build_loss(cfg)),
     ]
     for slot, registry, build in slots:
-        for name, _ in registry:
+        for name, part in registry:
+            if not part.__module__.startswith("yolof_d2."):
+                continue  # a plug-in of another test
             dict.__setitem__(yolof[slot], "NAME", name)
             build()
     for backbone in ("build_cspdarknet_backbone", "build_timm_backbone"):
