@@ -8,12 +8,12 @@ import logging
 import os
 import sys
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import default_argument_parser, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
+from yolof_d2.checkpoint import StrictDetectionCheckpointer
 from yolof_d2.config import build_cfg
 from yolof_d2.data import resolve_datasets
 from yolof_d2.data.validation import check_datasets
@@ -26,7 +26,7 @@ def main(args, cfg):
     setup_run(cfg, args)
     if args.eval_only:
         model = Trainer.build_model(cfg)
-        DetectionCheckpointer(model, cfg.OUTPUT_DIR).resume_or_load(
+        StrictDetectionCheckpointer(model, cfg.OUTPUT_DIR).resume_or_load(
             cfg.MODEL.WEIGHTS, resume=args.resume
         )
         results = Trainer.test(cfg, model)

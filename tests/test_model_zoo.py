@@ -11,6 +11,7 @@ from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
 from fvcore.nn import FlopCountAnalysis
 from torch import nn
+from torchvision.ops import misc
 
 from yolof_d2.config import build_cfg
 from yolof_d2.model_zoo import (
@@ -134,8 +135,9 @@ def test_attention_is_counted_by_the_number_of_cells_squared():
     assert difference == linear + 2 * cells**2 * channels
 
 
-def test_frozen_norms_count_as_parameters():
-    module = nn.Sequential(nn.Conv2d(3, 8, 1, bias=False), FrozenBatchNorm2d(8))
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, FrozenBatchNorm2d, misc.FrozenBatchNorm2d])
+def test_norms_count_as_parameters_frozen_or_not(norm):
+    module = nn.Sequential(nn.Conv2d(3, 8, 1, bias=False), norm(8))
     assert count_parameters(module) == 24 + 16
 
 

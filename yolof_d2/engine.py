@@ -9,7 +9,6 @@ import weakref
 from typing import Any
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetFromList,
@@ -25,6 +24,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
+from .checkpoint import StrictDetectionCheckpointer
 from .data import build_mapper, build_mosaic_mapper, register_datasets
 from .errors import ConfigError
 from .hooks import MemoryMonitor, ResumableBestCheckpointer, RunSummary
@@ -97,7 +97,7 @@ class Trainer(DefaultTrainer):
         precision = _PRECISIONS[cfg.SOLVER.AMP.PRECISION] if cfg.SOLVER.AMP.ENABLED else None
         self._trainer = MixedPrecisionTrainer(model, data_loader, optimizer, precision)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = DetectionCheckpointer(
+        self.checkpointer = StrictDetectionCheckpointer(
             model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
         self.start_iter = 0

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
 from tabulate import tabulate
 from torch import nn
@@ -54,8 +53,10 @@ with tests. The configs say what data they need.
 
 def count_parameters(module: nn.Module) -> int:
     """Number of parameters, with the scale and shift of frozen batch norms, which are buffers."""
-    frozen = (layer for layer in module.modules() if isinstance(layer, FrozenBatchNorm2d))
-    norms = sum(layer.weight.numel() + layer.bias.numel() for layer in frozen)
+    # By what they hold and not by their class: Detectron2, torchvision and timm have one each.
+    buffers = [dict(layer.named_buffers(recurse=False)) for layer in module.modules()]
+    frozen = [held for held in buffers if {"weight", "bias", "running_var"} <= held.keys()]
+    norms = sum(held["weight"].numel() + held["bias"].numel() for held in frozen)
     return sum(parameter.numel() for parameter in module.parameters()) + norms
 
 
