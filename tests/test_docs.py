@@ -8,9 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
+from detectron2.modeling import META_ARCH_REGISTRY
 
 from yolof_d2.config import build_cfg, iter_keys
-from yolof_d2.modeling import ENCODER_REGISTRY, build_encoder
+from yolof_d2.modeling import (
+    DECODER_REGISTRY,
+    ENCODER_REGISTRY,
+    LOSS_REGISTRY,
+    MATCHER_REGISTRY,
+    build_encoder,
+)
 
 ROOT = Path(__file__).parents[1]
 BASE = ROOT / "configs" / "Base-YOLOF.yaml"
@@ -55,3 +62,17 @@ def test_the_encoder_of_the_readme_works_as_written(tmp_path: Path) -> None:
         assert encoder.output_shape() == ShapeSpec(channels=256, stride=32)
     finally:
         ENCODER_REGISTRY._obj_map.pop("OneConvEncoder", None)
+
+
+def test_the_readme_names_every_part_and_what_it_is_compared_with() -> None:
+    text = (ROOT / "README.md").read_text()
+    registries = (ENCODER_REGISTRY, DECODER_REGISTRY, MATCHER_REGISTRY, LOSS_REGISTRY)
+    registries += (META_ARCH_REGISTRY,)
+    own = [
+        name
+        for registry in registries
+        for name, part in registry
+        if part.__module__.startswith("yolof_d2.")
+    ]
+    assert len(own) > 15
+    assert [name for name in own if f"`{name}`" not in text and name != "YOLOF"] == []
