@@ -215,6 +215,26 @@ def test_a_launch_that_can_work_is_let_through(make_cfg, overrides, args):
     check_launch(make_cfg(*overrides), launch_args(**args))
 
 
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["MODEL.YOLOF.MATCHER.NAME", "Uniform"], r"MATCHER.NAME is 'Uniform'.*UniformMatcher"),
+        (["MODEL.YOLOF.ENCODER.DILATED.DILATIONS", "[0]"], r"DILATIONS must be 1 or more"),
+    ],
+)
+def test_a_model_that_cannot_be_built_is_told_before_the_launch(make_cfg, overrides, said):
+    cfg = make_cfg(*overrides)
+    with pytest.raises(ConfigError, match=said):
+        check_launch(cfg, launch_args())
+
+
+def test_the_trial_build_downloads_nothing_and_leaves_the_config_alone(make_cfg):
+    cfg = make_cfg("MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.PRETRAINED", "True")
+    cfg.freeze()
+    check_launch(cfg, launch_args())
+    assert cfg.MODEL.TIMM.PRETRAINED and cfg.is_frozen()
+
+
 def test_a_resumed_run_needs_no_weights_file(make_cfg, tmp_path):
     (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
     cfg = make_cfg("MODEL.WEIGHTS", "gone.pkl")

@@ -165,6 +165,7 @@ def break_data(data: SyntheticDataset, folder: Path) -> Path:
     ("mistake", "parts"),
     [
         (["BASE_LR", 0.1], ["BASE_LR (did you mean SOLVER.BASE_LR?)"]),
+        (["MODEL.YOLOF.ENCODER.NAME", "Dilated"], ["'Dilated'", "DilatedEncoder, ProjectorEnc"]),
         (["DATASETS.TRAIN_JSON", "no/such.json"], ["DATASETS.TRAIN_JSON", "no/such.json"]),
         (["MODEL.WEIGHTS", "no/such.pkl"], ["MODEL.WEIGHTS", "no/such.pkl"]),
         (
@@ -172,7 +173,7 @@ def break_data(data: SyntheticDataset, folder: Path) -> Path:
             ["broken.json", "gone.png", "99", "no size", "2 errors, 1 warning"],
         ),
     ],
-    ids=["misspelt key", "missing json", "missing weights", "broken data"],
+    ids=["misspelt key", "unknown part", "missing json", "missing weights", "broken data"],
 )
 def test_a_mistake_ends_in_one_message_without_a_stack_trace(data, tmp_path, mistake, parts):
     broken = str(break_data(data, tmp_path))

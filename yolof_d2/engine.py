@@ -19,6 +19,7 @@ from detectron2.data import (
 from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, default_setup
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import COCOEvaluator
+from detectron2.modeling import build_model
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
@@ -49,8 +50,8 @@ def check_launch(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Find what would stop the run on every rank, before any process starts.
 
     Raises:
-        ConfigError: not as many GPUs as asked for, a batch that the ranks cannot share, or weights
-        that are not there.
+        ConfigError: not as many GPUs as asked for, a batch that the ranks cannot share, weights
+        that are not there, or a model that cannot be built.
     """
     if cfg.MODEL.DEVICE.startswith("cuda"):
         found = torch.cuda.device_count()
@@ -78,6 +79,13 @@ def check_launch(cfg: CfgNode, args: argparse.Namespace) -> None:
         raise ConfigError(
             f"MODEL.WEIGHTS: there is no file {weights!r} (looked from {os.getcwd()})"
         )
+
+    # Built once and dropped: a wrong combination is told here, before the data is read.
+    trial = cfg.clone()
+    trial.defrost()
+    trial.MODEL.DEVICE = "cpu"
+    trial.MODEL.TIMM.PRETRAINED = False
+    build_model(trial)
 
 
 class Trainer(DefaultTrainer):
