@@ -10,7 +10,14 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
 from yolof_d2.modeling.losses import FocalBoxLoss
-from yolof_d2.modeling.matcher import GroundTruth, UniformMatcher
+from yolof_d2.modeling.matcher import (
+    ATSSMatcher,
+    GroundTruth,
+    MaxIoUMatcher,
+    SimOTAMatcher,
+    TopKIoUMatcher,
+    UniformMatcher,
+)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -73,7 +80,19 @@ def test_identical_boxes_of_two_classes_are_labelled_as_on_the_cpu(deterministic
     assert torch.equal(*labels) and labels[0].tolist() == [[1, 1, 2]]
 
 
-def test_matching_and_loss_never_wait_for_the_gpu():
+@pytest.mark.parametrize(
+    "matcher",
+    [
+        UniformMatcher(num_classes=3),
+        MaxIoUMatcher(num_classes=3),
+        TopKIoUMatcher(num_classes=3),
+        ATSSMatcher(num_classes=3, num_anchors=1),
+        SimOTAMatcher(num_classes=3, stride=32),
+    ],
+    ids=lambda matcher: type(matcher).__name__,
+)
+@pytest.mark.parametrize("box_loss", ["giou", "iou", "diou", "ciou", "l1"])
+def test_matching_and_loss_never_wait_for_the_gpu(matcher, box_loss):
     anchors = torch.rand(50, 4, device="cuda") * 50
     anchors[:, 2:] += anchors[:, :2] + 1
     truth = GroundTruth.from_instances(
@@ -83,7 +102,8 @@ def test_matching_and_loss_never_wait_for_the_gpu():
     boxes = anchors.repeat(2, 1, 1).requires_grad_()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        match = UniformMatcher(num_classes=3)(anchors, logits.detach(), boxes.detach(), truth)
-        sum(FocalBoxLoss()(anchors, logits, boxes, match, truth).values()).backward()
+        match = matcher(anchors, logits.detach(), boxes.detach(), truth)
+        loss = FocalBoxLoss(bbox_reg_loss_type=box_loss)
+        sum(loss(anchors, logits, boxes, match, truth).values()).backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
