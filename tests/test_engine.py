@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from detectron2.config import CfgNode
 from detectron2.utils.env import seed_all_rng
@@ -228,10 +229,18 @@ def test_a_model_that_cannot_be_built_is_told_before_the_launch(make_cfg, overri
         check_launch(cfg, launch_args())
 
 
-def test_the_trial_build_downloads_nothing_and_leaves_the_config_alone(make_cfg):
+def test_the_trial_build_downloads_nothing_and_leaves_the_config_alone(make_cfg, monkeypatch):
+    create, asked = timm.create_model, []
+
+    def record(*args, pretrained=False, **options):
+        asked.append(pretrained)
+        return create(*args, **options)
+
+    monkeypatch.setattr(timm, "create_model", record)
     cfg = make_cfg("MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.PRETRAINED", "True")
     cfg.freeze()
     check_launch(cfg, launch_args())
+    assert asked and not any(asked)
     assert cfg.MODEL.TIMM.PRETRAINED and cfg.is_frozen()
 
 

@@ -61,6 +61,8 @@ def read_weights(path: Path, *, unsafe: bool = False) -> tuple[dict[str, Tensor]
 
 
 def _read(path: Path, unsafe: bool) -> Any:
+    if not path.is_file():
+        raise UserError(f"there is no file {str(path)!r} (looked from {Path.cwd()})")
     try:
         if path.suffix == ".safetensors":
             return _read_safetensors(path)
