@@ -225,11 +225,7 @@ def build_cfg(config_file: str = "", overrides: Sequence[str] = ()) -> CfgNode:
             + " ".join(overrides)
         )
     content = _read_file(config_file) if config_file else {}
-    cfg = get_cfg()
-    add_yolof_config(cfg)
-    for plugin in load_plugins(_named_plugins(content, overrides)):
-        if hasattr(plugin, "add_config"):
-            plugin.add_config(cfg)
+    cfg = _default_cfg(_named_plugins(content, overrides))
     defaults = cfg.clone()
     known = list(iter_keys(cfg))
 
@@ -244,6 +240,34 @@ def build_cfg(config_file: str = "", overrides: Sequence[str] = ()) -> CfgNode:
 
     _raise_misplaced(cfg, defaults)
     validate_config(cfg)
+    return cfg
+
+
+def restore_cfg(values: dict) -> CfgNode:
+    """Rebuild a resolved config from its plain values, as :func:`json.loads` gives them.
+
+    Args:
+        values: every key with its value, nested as in the config; lists may stand for tuples.
+
+    Raises:
+        ConfigError: a key or the kind of a value is not what this version of the code has.
+    """
+    cfg = _default_cfg(_named_plugins(values, ()))
+    try:
+        cfg.merge_from_other_cfg(CfgNode(values))
+    except (KeyError, ValueError, TypeError, AssertionError) as error:
+        raise ConfigError(
+            f"the saved config does not fit this version of the code: {_one_line(error)}"
+        ) from error
+    return cfg
+
+
+def _default_cfg(plugins: Sequence[str]) -> CfgNode:
+    cfg = get_cfg()
+    add_yolof_config(cfg)
+    for plugin in load_plugins(plugins):
+        if hasattr(plugin, "add_config"):
+            plugin.add_config(cfg)
     return cfg
 
 

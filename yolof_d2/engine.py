@@ -28,7 +28,7 @@ from detectron2.utils.logger import setup_logger
 from .checkpoint import StrictDetectionCheckpointer
 from .data import build_mapper, build_mosaic_mapper, register_datasets
 from .errors import ConfigError
-from .hooks import MemoryMonitor, ResumableBestCheckpointer, RunSummary
+from .hooks import MemoryMonitor, ResumableBestCheckpointer, RunSummary, StopOnRequest
 from .plugins import load_plugins
 from .provenance import describe_run
 from .train_loop import MixedPrecisionTrainer
@@ -100,7 +100,9 @@ class Trainer(DefaultTrainer):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
-        device_ids = [comm.get_local_rank()] if next(model.parameters()).is_cuda else None
+        # Not the local rank: where each process sees its own GPU alone, all of them are number 0.
+        on_gpu = next(model.parameters()).is_cuda
+        device_ids = [torch.cuda.current_device()] if on_gpu else None
         model = create_ddp_model(model, broadcast_buffers=False, device_ids=device_ids)
         precision = _PRECISIONS[cfg.SOLVER.AMP.PRECISION] if cfg.SOLVER.AMP.ENABLED else None
         self._trainer = MixedPrecisionTrainer(model, data_loader, optimizer, precision)
@@ -178,7 +180,19 @@ class Trainer(DefaultTrainer):
                     )
                 )
             hooks += [writer, RunSummary(self.cfg.OUTPUT_DIR, self._describe)]
-        return hooks
+        return [*hooks, StopOnRequest(self.checkpointer)]
+
+    def request_stop(self, reason: str) -> None:
+        """Ask all ranks to save and stop at the next iteration boundary; safe in signal handlers.
+
+        :meth:`train` then raises :class:`~yolof_d2.errors.TrainingStopped`.
+        """
+        self._trainer.stop_request = reason
+
+    @property
+    def agreed_stop(self) -> str:
+        """Why training stops after this iteration, the same on all ranks; empty if it goes on."""
+        return self._trainer.agreed_stop
 
     def state_dict(self) -> dict[str, Any]:
         # What is saved after the last iteration counts one too many in Detectron2, and a longer

@@ -17,3 +17,10 @@ class DataError(UserError, ValueError):
 
 class NonFiniteLossError(UserError, FloatingPointError):
     """Training stopped because a loss became infinite or NaN."""
+
+
+class TrainingStopped(BaseException):
+    """Training was asked to stop, and has saved a checkpoint to go on from.
+
+    No error: like ``KeyboardInterrupt`` it passes by what reports errors.
+    """

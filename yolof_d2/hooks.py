@@ -1,4 +1,4 @@
-"""Training hooks: memory, best checkpoint, and the summary at the end."""
+"""Training hooks: memory, best checkpoint, a stop on request, and the summary at the end."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ import torch
 from detectron2.engine import BestCheckpointer, HookBase
 from detectron2.utils.events import get_event_storage
 from detectron2.utils.logger import create_small_table
+from fvcore.common.checkpoint import Checkpointer
+
+from .errors import TrainingStopped
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +79,32 @@ class ResumableBestCheckpointer(BestCheckpointer):
         self.best_metric, self.best_iter = state_dict["best_metric"], state_dict["best_iter"]
 
 
+class StopOnRequest(HookBase):
+    """Ends training at an iteration boundary when a rank was asked to stop, with a checkpoint.
+
+    It must be the last hook: what is due at this iteration, such as an evaluation, comes before.
+    """
+
+    def __init__(self, checkpointer: Checkpointer):
+        """
+        Args:
+            checkpointer: saves on the main rank; its other checkpoints are kept.
+        """
+        self._checkpointer = checkpointer
+
+    def after_step(self) -> None:
+        """
+        Raises:
+            TrainingStopped: on every rank in the same iteration.
+        """
+        reason = self.trainer.agreed_stop
+        done = self.trainer.iter + 1
+        if reason and done < self.trainer.max_iter:
+            logger.info("Stopping after %d iterations: %s", done, reason)
+            self._checkpointer.save(f"model_{self.trainer.iter:07d}", iteration=self.trainer.iter)
+            raise TrainingStopped(reason)
+
+
 class RunSummary(HookBase):
     """At the end of a finished run, logs results, speed and memory, and writes them to
     ``summary.json``.
@@ -109,8 +138,10 @@ class RunSummary(HookBase):
             "results": results,
             **self._provenance,
         }
-        with open(self._path, "w") as file:
+        partial = f"{self._path}.partial"  # who finds the file finds all of it
+        with open(partial, "w") as file:
             json.dump(_nan_to_none(summary), file, indent=2, allow_nan=False)
+        os.replace(partial, self._path)
         boxes = results.get("bbox", {})
         row = {
             name: boxes[name]

@@ -45,6 +45,8 @@ class MixedPrecisionTrainer(SimpleTrainer):
             self.device_type, enabled=precision is torch.float16
         )
         self._loss_normalizers: list[float] = []  # of all ranks, after the last step
+        self.stop_request = ""  # why this rank was asked to stop
+        self.agreed_stop = ""  # the request of any rank, known to all of them in the same iteration
 
     def run_step(self) -> None:
         """Train on one batch.
@@ -80,11 +82,12 @@ class MixedPrecisionTrainer(SimpleTrainer):
             )
             finding = f"rank {comm.get_rank()}: {losses}, image ids: {images}"
         # Every rank learns of it, so that all stop here instead of waiting for each other. What a
-        # checkpoint must hold of every rank comes in the same message.
+        # checkpoint must hold of every rank comes in the same message, and whether to stop.
         normalizer = getattr(self._bare_model, "loss_normalizer", None)
-        gathered = comm.all_gather((finding, normalizer))
-        self._loss_normalizers = [value for _, value in gathered if value is not None]
-        findings = [text for text, _ in gathered if text]
+        gathered = comm.all_gather((finding, normalizer, self.stop_request))
+        self._loss_normalizers = [value for _, value, _ in gathered if value is not None]
+        self.agreed_stop = next((reason for _, _, reason in gathered if reason), "")
+        findings = [text for text, _, _ in gathered if text]
         if findings:
             raise NonFiniteLossError(
                 f"the loss became infinite or NaN at iteration {self.iter}. {'; '.join(findings)}. "

@@ -1,0 +1,15 @@
+"""Errors a user can cause; commands show their message alone, without a stack trace."""
+
+from __future__ import annotations
+
+
+class ExperimentError(Exception):
+    """Something the user can mend; the message says what was got, what was expected, what to do."""
+
+
+class FileError(ExperimentError):
+    """A sweep or cluster file that cannot be used; the message begins with file and line."""
+
+
+class RecordError(ExperimentError):
+    """A record of a run that cannot be read: damaged, or written by another version."""

@@ -1,0 +1,46 @@
+"""What makes two runs the same run.
+
+A run is the hash of its resolved config and its number of ranks, less :data:`EXCLUDED_KEYS`. The
+ranks count because batch statistics and random numbers are each rank's own: the same config on 8
+ranks and on one gives other weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from typing import Any
+
+EXCLUDED_KEYS = (
+    "OUTPUT_DIR",  # the run folder
+    "SOLVER.CHECKPOINT_PERIOD",  # how often weights are saved
+    "VIS_PERIOD",  # pictures for the log
+)
+"""Config keys that cannot change results.
+
+``DATALOADER.NUM_WORKERS`` is not among them: Detectron2 seeds augmentation by worker, so that it
+does change what is drawn. Neither are the paths of data, of which a change may mean other data.
+"""
+
+
+def run_id(config: dict[str, Any], ranks: int) -> str:
+    """Identify a run by what it computes.
+
+    Args:
+        config: the resolved config, nested.
+        ranks: number of processes.
+
+    Returns:
+        12 hexadecimal digits.
+    """
+    kept = dict(config)
+    for key in EXCLUDED_KEYS:
+        *parents, leaf = key.split(".")
+        node = kept
+        for name in parents:
+            node[name] = copy.copy(node[name])
+            node = node[name]
+        node.pop(leaf, None)
+    text = json.dumps({"config": kept, "ranks": ranks}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
