@@ -47,7 +47,8 @@ def init_process_group(
         torch.cuda.set_device(rank % ranks_per_node if gpus > 1 else 0)
     if ranks == 1:
         return
-    store = _meet(folder / f"rendezvous-{start}.json", failure, rank, ranks)
+    meeting_point = folder / f"rendezvous-{start}.json"
+    store = _meet(meeting_point, failure, rank, ranks)
     dist.init_process_group(
         "nccl" if gpus else "gloo",
         store=dist.PrefixStore(start, store),
@@ -56,6 +57,8 @@ def init_process_group(
     )
     comm.create_local_process_group(ranks_per_node)
     comm.synchronize()
+    if rank == 0:
+        meeting_point.unlink()  # all are here; a later start must not find this address
 
 
 def _meet(file: Path, failure: Path, rank: int, ranks: int) -> dist.TCPStore:

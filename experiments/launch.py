@@ -246,15 +246,15 @@ def _put_away(folder: Path) -> None:
             shutil.move(str(path), str(kept / path.name))
 
 
-def _environment(cluster: Cluster, code: Path) -> dict[str, str]:
+def _environment(cluster: Cluster, code: Path, threads: int | None) -> dict[str, str]:
     """What the job's processes must have set."""
     before = os.environ.get("PYTHONPATH")
     environment = {
         "PYTHONPATH": os.pathsep.join([str(code), *([before] if before else [])]),
         "SUBMITIT_PREEMPT_SIGNAL": cluster.signal,
     }
-    if cluster.threads_per_rank:
-        environment["OMP_NUM_THREADS"] = str(cluster.threads_per_rank)
+    if threads:
+        environment["OMP_NUM_THREADS"] = str(threads)
     return environment
 
 
@@ -270,10 +270,11 @@ def _sbatch(
     from .job import TrainJob
 
     code = Path(record["code"])
+    threads = cluster.threads_per_rank or cluster.cpus_per_rank
     # In the copy of the code: Python looks in the current folder before PYTHONPATH.
     setup = [f"cd {shlex.quote(str(code))} || exit 1"]
     setup += [f"export {name}={shlex.quote(value)}"
-              for name, value in _environment(cluster, code).items()]  # fmt: skip
+              for name, value in _environment(cluster, code, threads).items()]  # fmt: skip
     ranks_per_node = ranks // nodes
     parameters = {
         "job_name": record["job_name"],
@@ -352,7 +353,10 @@ def _start_process(
         timeout_min=cluster.time_limit_minutes,
         signal_delay_s=cluster.notice_seconds,
     )
-    with _surroundings(_environment(cluster, code), code):
+    # Processes that share the cores in peace are several times faster than ones that fight for them.
+    share = max(1, (os.cpu_count() or 1) // (ranks * cluster.max_parallel))
+    threads = cluster.threads_per_rank or share
+    with _surroundings(_environment(cluster, code, threads), code):
         return executor.submit(TrainJob(str(ledger.root), record["runs"][0], record["token"]))
 
 
@@ -384,7 +388,8 @@ def _run_in_this_process(ledger: Ledger, record: dict[str, Any], identity: str) 
 
     folder = ledger.submission_folder(record["token"]) / "jobs"
     job = DebugExecutor(folder).submit(TrainJob(str(ledger.root), identity, record["token"]))
-    with _surroundings({"SUBMITIT_DEBUG_JOB_ID": job.job_id}, Path.cwd()):
+    variables = {"SUBMITIT_DEBUG_JOB_ID": job.job_id, "SUBMITIT_FOLDER": str(folder)}
+    with _surroundings(variables, Path.cwd()):
         # Not job.results(), which opens a debugger on an error, also where nobody can type.
         error = job.exception()
     if error is not None:

@@ -1,0 +1,171 @@
+"""A sweep that trains in seconds on a CPU, for tests with real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+SIZE = 64  # pixels
+
+CONFIG = f"""
+_BASE_: {ROOT}/configs/quick/synthetic.yaml
+MODEL:
+  RESNETS: {{STEM_OUT_CHANNELS: 8, RES2_OUT_CHANNELS: 16, WIDTH_PER_GROUP: 4}}
+  ANCHOR_GENERATOR: {{SIZES: [[12, 24, 48]]}}
+  YOLOF:
+    ENCODER: {{DILATED: {{NUM_CHANNELS: 16, MID_CHANNELS: 8, DILATIONS: [1]}}}}
+    DECODER: {{IMPLICIT_OBJECTNESS: {{NUM_CLS_CONVS: 1, NUM_REG_CONVS: 1}}}}
+DATASETS:
+  TRAIN_JSON: "@/annotations/instances_train.json"
+  TRAIN_IMAGES: "@/images"
+  TEST_JSON: "@/annotations/instances_val.json"
+  TEST_IMAGES: "@/images"
+DATALOADER: {{NUM_WORKERS: 0}}
+SOLVER: {{WARMUP_ITERS: 2, CHECKPOINT_PERIOD: 100000}}
+INPUT: {{MIN_SIZE_TRAIN: [{SIZE}], MIN_SIZE_TEST: {SIZE}, RANDOM_SHIFT: {{PROB: 0.0}}}}
+"""
+
+PLUGIN = '''
+"""Trains as usual, but slowly, and badly where it is told to."""
+
+import os
+import time
+from pathlib import Path
+
+import detectron2.utils.comm as comm
+from detectron2.config import CfgNode
+from yolof_d2.modeling import ENCODER_REGISTRY
+from yolof_d2.modeling.encoder.projector import ProjectorEncoder
+
+
+def add_config(cfg):
+    cfg.MODEL.YOLOF.ENCODER.TROUBLE = CfgNode(
+        {"SECONDS": 0.0, "CRASH_AT": -1, "CRASH_RANK": 0, "WITH": "error", "VARIANT": 0}
+    )
+
+
+@ENCODER_REGISTRY.register()
+class TroubleEncoder(ProjectorEncoder):
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        cls.node = cfg.MODEL.YOLOF.ENCODER.TROUBLE
+        return super().from_config(cfg, input_shape)
+
+    def forward(self, feature):
+        if self.training and not feature.is_meta:
+            time.sleep(self.node.SECONDS)
+            self.steps = getattr(self, "steps", 0) + 1
+            if self.steps == self.node.CRASH_AT and comm.get_rank() == self.node.CRASH_RANK:
+                if self.node.WITH == "memory":
+                    raise MemoryError("no memory for this batch")
+                if self.node.WITH == "kill":
+                    os.kill(os.getpid(), 9)
+                raise RuntimeError("the encoder met a batch it cannot take")
+        return super().forward(feature)
+'''
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """Files of the tiny sweeps in one folder."""
+
+    folder: Path
+
+    def sweep(self, name: str = "tiny", *, ranks: int = 1, **content: object) -> str:
+        """Write a sweep file; returns its path."""
+        values: dict = {
+            "question": "Does it run?",
+            "config": str(self.folder / "model.yaml"),
+            "runs": {"a": {}},
+            "baseline": "a",
+            "resources": {"ranks": ranks},
+            **content,
+        }
+        values["overrides"] = {
+            "SOLVER.MAX_ITER": 6,
+            "SOLVER.STEPS": [4],
+            "SOLVER.IMS_PER_BATCH": 2 * ranks,
+            **values.get("overrides", {}),
+        }
+        path = self.folder / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(values, sort_keys=False))
+        return str(path)
+
+    def trouble(self, **node: object) -> dict[str, object]:
+        """Overrides with the encoder that makes trouble."""
+        keys = {f"MODEL.YOLOF.ENCODER.TROUBLE.{key}": value for key, value in node.items()}
+        return {
+            "PLUGINS": [str(self.folder / "trouble.py")],
+            "MODEL.YOLOF.ENCODER.NAME": "TroubleEncoder",
+            "MODEL.YOLOF.ENCODER.PROJECTOR.NUM_CHANNELS": 16,
+            **keys,
+        }
+
+    def cluster(self, name: str = "here", **content: object) -> str:
+        """Write a cluster file; returns its path."""
+        values = {"executor": "local", "notice_seconds": 20, "time_limit_minutes": 60, **content}
+        path = self.folder / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(values))
+        return str(path)
+
+
+def make_tiny(folder: Path) -> Tiny:
+    """Write data, config and plug-in."""
+    from yolof_d2.data.synthetic import write_synthetic_dataset
+
+    write_synthetic_dataset(
+        folder / "data", num_train=64, num_val=16, image_size=(SIZE, SIZE), seed=0
+    )
+    (folder / "model.yaml").write_text(CONFIG.replace("@", str(folder / "data")))
+    (folder / "trouble.py").write_text(PLUGIN)
+    return Tiny(folder)
+
+
+def command(runs: Path, *words: object) -> list[str]:
+    """The command line of ``python -m experiments``."""
+    return [sys.executable, "-m", "experiments", "--runs", str(runs), *map(str, words)]
+
+
+def experiments(runs: Path, *words: object, status: int | None = 0, timeout: float = 300) -> str:
+    """Run ``python -m experiments`` as a user does; returns what it prints."""
+    done = subprocess.run(
+        command(runs, *words),
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+    )
+    assert status is None or done.returncode == status, done.stdout[-3000:]
+    return done.stdout
+
+
+def read_json(path: Path) -> dict:
+    """A record of a run."""
+    return json.loads(path.read_text())
+
+
+def run_folders(runs: Path, sweep: str = "tiny") -> dict[str, Path]:
+    """Name -> folder of the runs of a sweep."""
+    record = read_json(runs / "sweeps" / sweep / "sweep.json")
+    return {run["name"]: runs / "all" / run["id"] for run in record["runs"]}
+
+
+def state(folder: Path) -> dict:
+    """``state.json`` of a run, empty where there is none."""
+    path = folder / "state.json"
+    return read_json(path) if path.exists() else {}
+
+
+def trained_iterations(folder: Path) -> list[int]:
+    """Iterations in ``metrics.json``, in the order in which they were written."""
+    lines = (folder / "metrics.json").read_text().splitlines()
+    return [json.loads(line)["iteration"] for line in lines]
