@@ -151,7 +151,10 @@ def _chunks(option: str, values: set[str]) -> list[list[str]]:
 def _read_sacct(text: str) -> dict[str, Job]:
     jobs = {}
     for line in text.splitlines():
-        job_id, state, reason, nodes, exit_code, name = line.split(_SEPARATOR, 5)
+        fields = line.split(_SEPARATOR, 5)
+        if len(fields) < 6:
+            continue
+        job_id, state, reason, nodes, exit_code, name = fields
         status, _, signal = exit_code.partition(":")
         ended = [f"signal {signal}"] if signal not in ("", "0") else []
         ended += [f"exit status {status}"] if status not in ("", "0") else []
