@@ -32,12 +32,14 @@ INSTALL_REQUIRES = [
     # is what pip picks, except where a torch without a counterpart (CPU-only) is preferred.
     "torch>=2.4",
     "torchvision>=0.19",
+    "filelock>=3.12",
     "fvcore>=0.1.5.post20221221,<0.1.6",
     "iopath>=0.1.7",
     "matplotlib>=3.7",
     "numpy>=1.26",
     "pillow>=10",
     "pycocotools>=2.0.8",  # the first with NumPy 2 support
+    "pydantic>=2.7",
     "pyyaml>=6",
     "scipy>=1.11",
     "setuptools<81",  # detectron2.model_zoo imports pkg_resources, which later ones drop

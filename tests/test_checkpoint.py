@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import multiprocessing
 import pickle
+import time
 
 import pytest
 import torch
@@ -59,3 +61,42 @@ def test_what_it_saves_it_loads(tmp_path):
     again = Net()
     StrictDetectionCheckpointer(again, str(tmp_path)).load(str(tmp_path / "x.pth"))
     assert torch.equal(again.head.weight, model.head.weight)
+
+
+class Slow:
+    """Part of a checkpoint whose saving never comes to its end."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        self.path.write_text("saving")
+        time.sleep(60)
+        return (str, ())
+
+
+def _save_for_ever(folder):
+    checkpointer = StrictDetectionCheckpointer(Net(), str(folder))
+    checkpointer.save("model_final", iteration=Slow(folder / "saving"))
+
+
+def test_a_process_that_is_killed_while_it_saves_leaves_the_last_checkpoint(tmp_path):
+    StrictDetectionCheckpointer(Net(), str(tmp_path)).save("model_final", iteration=7)
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=_save_for_ever, args=(tmp_path,))
+    process.start()
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "saving").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    process.join()
+    assert (tmp_path / "saving").exists()
+    checkpointer = StrictDetectionCheckpointer(Net(), str(tmp_path))
+    assert checkpointer.get_checkpoint_file() == str(tmp_path / "model_final.pth")
+    assert checkpointer.resume_or_load("", resume=True)["iteration"] == 7
+
+
+def test_only_the_rank_that_saves_writes(tmp_path):
+    StrictDetectionCheckpointer(Net(), str(tmp_path), save_to_disk=False).save("model")
+    StrictDetectionCheckpointer(Net(), "").save("model")
+    assert list(tmp_path.iterdir()) == []

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from yolof_d2.config import (
     iter_keys,
     nearest_key,
     num_classes,
+    restore_cfg,
     set_num_classes,
 )
 from yolof_d2.data import build_mapper, resolve_datasets
@@ -307,3 +309,11 @@ def test_overrides_win_over_the_file_and_the_file_over_its_base(tmp_path):
 
 def test_the_built_config_is_not_frozen():
     assert not build_cfg().is_frozen()
+
+
+def test_a_saved_config_is_rebuilt_and_one_of_other_code_is_refused():
+    values = json.loads(json.dumps(build_cfg("configs/yolof_R_50_C5_1x.yaml")))
+    assert json.loads(json.dumps(restore_cfg(values))) == values
+    values["MODEL"]["YOLOF"]["OLD_KEY"] = 1
+    with pytest.raises(ConfigError, match="does not fit this version of the code.*OLD_KEY"):
+        restore_cfg(values)

@@ -16,7 +16,7 @@ from yolof_d2.config import build_cfg
 from yolof_d2.data import resolve_datasets
 from yolof_d2.data.synthetic import write_synthetic_dataset
 from yolof_d2.engine import Trainer, check_launch
-from yolof_d2.errors import ConfigError, NonFiniteLossError
+from yolof_d2.errors import ConfigError, NonFiniteLossError, TrainingStopped
 
 CONFIG = """
 _BASE_: {base}
@@ -93,6 +93,43 @@ def interrupt(trainer: Trainer, at: int) -> None:
 
 def metrics(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+
+
+# Stopping on request
+
+
+def test_a_request_stops_at_the_next_boundary_and_the_run_goes_on_from_there(make_cfg):
+    trainer = make_trainer(make_cfg())
+    step = trainer.run_step
+
+    def run_step():
+        if trainer.iter == 2:
+            trainer.request_stop("SIGUSR2")  # in the middle of an iteration
+        step()
+
+    trainer.run_step = run_step
+    with pytest.raises(TrainingStopped, match="SIGUSR2"):
+        trainer.train()
+    assert trainer.iter == 2
+    resumed = make_trainer(make_cfg())
+    resumed.resume_or_load(resume=True)
+    assert resumed.start_iter == 3
+    resumed.train()
+    assert resumed.iter == resumed.max_iter
+
+
+def test_a_request_in_the_last_iteration_lets_the_run_end(make_cfg):
+    trainer = make_trainer(make_cfg())
+    step = trainer.run_step
+
+    def run_step():
+        if trainer.iter == trainer.max_iter - 1:
+            trainer.request_stop("SIGUSR2")
+        step()
+
+    trainer.run_step = run_step
+    trainer.train()
+    assert (Path(trainer.cfg.OUTPUT_DIR) / "summary.json").is_file()
 
 
 # Optimizer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shlex
@@ -58,7 +59,13 @@ def _cpu_name() -> str:
 def _git_commit() -> str | None:
     """Commit of the checkout that holds this package, with ``-dirty`` when it has changes; None
     outside git.
+
+    A copy that a sweep runs from is no checkout, though it may lie inside one: its own note counts.
     """
+    note = Path(__file__).parents[1] / "snapshot.json"
+    if note.is_file():
+        state = json.loads(note.read_text())
+        return state["commit"] and state["commit"][:12] + ("-dirty" if state["dirty"] else "")
     try:
         return subprocess.run(
             ["git", "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"],
