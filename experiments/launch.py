@@ -22,13 +22,13 @@ from typing import Any
 
 from .cluster import Cluster
 from .errors import ExperimentError
-from .estimate import TimePlan, estimate_iteration, plan_time
+from .estimate import TimePlan, estimate_iteration, format_duration, plan_time
 from .files import now, write_json
 from .ledger import Ledger
 from .resolve import ResolvedRun
 from .slurm import find_jobs, require_slurm
 from .snapshot import take_snapshot
-from .states import Observation, observe, process_start
+from .states import Observation, State, observe, process_start
 from .sweep import LoadedSweep
 
 logger = logging.getLogger(__name__)
@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 Wanted = Callable[[ResolvedRun, Observation], bool]
 
 _POLL_SECONDS = 0.5
+_SAY_SECONDS = 20.0
 
 
 class Launcher:
@@ -59,6 +60,7 @@ class Launcher:
         self.cluster_name = cluster_name
         self.cluster = cluster
         self.ranks = loaded.sweep.resources.ranks
+        self._said = time.monotonic()
         if cluster.executor == "slurm":
             require_slurm()
         self.nodes = max(1, -(-self.ranks // cluster.ranks_per_node))
@@ -187,19 +189,38 @@ class Launcher:
         try:
             for each in self.resolved:
                 while (slot := _free_slot(slots)) is None:
-                    time.sleep(_POLL_SECONDS)
+                    self._wait(started)
                 job = self._start_here(each, wanted, restart, code, slot)
                 if job is not None:
                     slots[slot] = job
                     started.append(each)
             while any(job is not None and not job.done() for job in slots.values()):
-                time.sleep(_POLL_SECONDS)
+                self._wait(started)
         except KeyboardInterrupt:
             raise ExperimentError(
                 "interrupted: what runs was told to stop, what waited was not started. "
                 "'submit' starts the rest, 'retry' goes on with the interrupted ones"
             ) from None
         return started
+
+    def _wait(self, started: Sequence[ResolvedRun]) -> None:
+        """Pass some time, and say now and then how far the runs are."""
+        time.sleep(_POLL_SECONDS)
+        if time.monotonic() - self._said < _SAY_SECONDS:
+            return
+        self._said = time.monotonic()
+        seen, _ = observe(self.ledger, [each.id for each in started])
+        for each in started:
+            progress = seen[each.id].progress
+            if seen[each.id].state is State.RUNNING and "eta_seconds" in progress:
+                logger.info(
+                    "%s  %s  iteration %d of %d, %s left",
+                    each.id,
+                    each.run.name,
+                    progress["iteration"],
+                    progress["max_iteration"],
+                    format_duration(progress["eta_seconds"]),
+                )
 
     def _start_here(
         self, run: ResolvedRun, wanted: Wanted, restart: bool, code: Path, slot: int

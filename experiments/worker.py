@@ -48,6 +48,7 @@ SUPERSEDED = "superseded"
 FINISHED = "finished"
 
 _REPORT_SECONDS = 10.0  # between two writings of state.json
+_WAIT_FOR_END_SECONDS = 600.0  # a preemption's grace time, at most
 _FRUITLESS_STARTS = 5  # in a row without one iteration, after which a run is given up
 
 
@@ -248,7 +249,8 @@ def run_rank(root: str, identity: str, token: str) -> str:
                 start.report(state=FINISHED, eta_seconds=0)
             return FINISHED
         if start.rank == 0:
-            start.report(state="stopped", reason=stop)
+            done = start.state["iteration"]
+            start.report(state="stopped", reason=f"{stop}; saved at iteration {done}")
         signals.obey(stop, start.rank)
     except Exception as error:
         start.fail(error)
@@ -428,7 +430,8 @@ class _Signals:
     """Signals become requests to stop; nothing is saved inside a handler.
 
     submitit's own handler, which requeues, is kept and called when the run has saved. SIGTERM alone
-    (``scancel``, or a preemption that SLURM requeues by itself) saves and ends.
+    (``scancel``, or a preemption that SLURM requeues by itself) saves and waits for the end: SLURM
+    does not requeue a job that ends before it is ended.
     """
 
     def __init__(self, env: submitit.JobEnvironment):
@@ -457,16 +460,16 @@ class _Signals:
     def obey(self, name: str, rank: int) -> None:
         """Requeue, if the signal that stopped the run asks for it."""
         comm.synchronize()  # until rank 0 has saved
-        if name != self._requeue_signal.name:
-            return
-        if rank == 0:
+        requeue = name == self._requeue_signal.name
+        if requeue and rank == 0:
             handler = self._before[self._requeue_signal]
             if callable(handler):
                 handler(self._requeue_signal, None)
         elif self._env.cluster == "slurm":
             # SLURM ends the other ranks when it requeues. One that left earlier would end rank 0.
-            time.sleep(120)
-        raise SystemExit(0)
+            time.sleep(_WAIT_FOR_END_SECONDS)
+        if requeue:
+            raise SystemExit(0)
 
     def restore(self) -> None:
         """Put the former handlers back."""

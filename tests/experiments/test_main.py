@@ -1,0 +1,166 @@
+"""The command line: what it prints, what it imports, and what it says to wrong input."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.files import write_json
+from experiments.ledger import Ledger
+from experiments.sweep import sweep_names
+from tests.experiments.tiny import ROOT, Tiny, experiments, make_tiny
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    return make_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    return tmp_path / "runs"
+
+
+def without_slurm(*words: object, **options: int) -> str:
+    """Run a command on a machine that has no SLURM on its PATH."""
+    path = os.environ["PATH"]
+    os.environ["PATH"] = str(Path(sys.executable).parent)
+    try:
+        return experiments(*words, **options)  # type: ignore[arg-type]
+    finally:
+        os.environ["PATH"] = path
+
+
+def test_list_shows_every_sweep_on_a_line():
+    lines = experiments(Path("runs"), "list").splitlines()
+    assert [line.split()[0] for line in lines] == sweep_names()
+
+
+def test_plan_shows_what_differs_and_the_arithmetic_and_changes_nothing(tiny, runs):
+    overrides = {"MODEL.YOLOF.MATCHER.UNIFORM.TOPK": 2}
+    sweep = tiny.sweep(
+        runs={"a": {}, "b": {"overrides": overrides}},
+        resources={"ranks": 2, "seconds_per_iteration": 100},
+    )
+    said = experiments(runs, "plan", sweep, "--cluster", "local")
+    assert "2 runs, 2 ranks each: 2 not submitted" in said
+    assert "MODEL.YOLOF.MATCHER.UNIFORM.TOPK=2" in said
+    # 6 iterations of 100 s and 15 % are 690 s, with the start 810 s; two runs of two ranks: 0.9 h.
+    assert "about 14 min: 1 start" in said and "1 rank hours" in said
+    assert [path.name for path in runs.iterdir()] == ["cache"]
+
+
+@pytest.mark.parametrize("words", [["--help"], ["list"], ["status", "tiny"], ["report", "tiny"]])
+def test_these_commands_never_import_torch(tiny, runs, words):
+    ledger = Ledger(runs)
+    run = {"id": "0" * 12, "name": "a", "row": "a", "cells": {"run": "a"}, "seed": 0}
+    record = {"sweep": "tiny", "question": "?", "baseline": "a", "ranks": 1}
+    runs_of_it = [{**run, "iterations": 6}]
+    write_json(ledger.sweep_folder("tiny") / "sweep.json", {**record, "runs": runs_of_it})
+    code = (
+        "import sys; from experiments.__main__ import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "sys.exit(bool({'torch', 'detectron2', 'submitit', 'wandb'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "--runs", str(runs), *words], cwd=ROOT)
+    assert done.returncode == 0
+
+
+def test_wrong_input_is_one_line_on_stderr(tiny, runs):
+    cases = {
+        ("plan", "dilated_encodr"): "did you mean 'dilated_encoder'",
+        ("plan", "dilated_encoder", "--cluster", "moon"): "there is no cluster 'moon'",
+        ("status", "dilated_encoder"): "nothing was submitted of sweep 'dilated_encoder'",
+        ("report", "nothing"): "See what it would run",
+        ("submit", tiny.sweep(), "b", "--cluster", "local"): "no run 'b'; did you mean 'a'?",
+        ("submit", tiny.sweep(), "--cluster", "local", "--parallel", "0"): "expected 1 or more",
+        ("submit", tiny.sweep(ranks=2), "--cluster", "debug"): "on one rank",
+        ("submit", tiny.sweep(ranks=16), "--cluster", "local"): "is one machine of 8 ranks",
+    }
+    for words, expected in cases.items():
+        said = experiments(runs, *words, status=1)
+        assert said.startswith("error: ") and expected in said, said
+        assert "Traceback" not in said
+
+
+def test_a_machine_without_slurm(tiny, runs):
+    said = without_slurm(runs, "submit", tiny.sweep(), status=1)
+    assert "error: this machine has no SLURM" in said and "--cluster local" in said
+    assert not (runs / "all").exists()
+
+
+@pytest.mark.parametrize(
+    ("answer", "advice"),
+    [
+        (
+            "AssocMaxSubmitJobLimit: Job violates accounting/QOS policy (job submit limit)",
+            "--limit",
+        ),
+        ("Invalid account or account/partition combination", "lists under 'account'"),
+        ("Invalid qos specification", "'sacctmgr show assoc"),
+    ],
+)
+def test_a_refusal_of_sbatch_is_told_and_nothing_is_left_queued(
+    tiny, runs, tmp_path, monkeypatch, answer, advice
+):
+    line = f"sbatch: error: Batch job submission failed: {answer}"
+    for name, script in {
+        "sbatch": f"echo '{line}' >&2; exit 1",
+        "squeue": "exit 0",
+        "scancel": "exit 0",
+        "sacct": "exit 0",
+        "srun": "exit 0",
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    said = experiments(runs, "submit", tiny.sweep(), "--cluster", "slurm", status=1)
+    (error,) = [text for text in said.splitlines() if text.startswith("error: ")]
+    assert answer in error and advice in error and "None of them is queued" in error
+    assert "1 not submitted" in experiments(runs, "status", "tiny")
+
+
+def test_a_slurm_that_does_not_answer_submits_nothing(tiny, runs, tmp_path, monkeypatch):
+    complaint = "slurm_load_jobs error: Unable to contact slurm controller"
+    for name in ("sbatch", "squeue", "scancel", "sacct", "srun"):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho '{complaint}' >&2; exit 1\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    ledger = Ledger(runs)
+    sweep = tiny.sweep()
+    experiments(runs, "submit", sweep, "--cluster", "slurm", status=1)
+    (record,) = ledger.submissions()
+    ledger.write_submission({**record, "job_id": "7", "error": None})
+    said = experiments(runs, "submit", sweep, "--cluster", "slurm", status=1)
+    assert "squeue failed: " + complaint in said
+    assert len(list(ledger.submissions())) == 1
+    table = experiments(runs, "status", "tiny")
+    assert "1 queued" in table and complaint in table
+
+
+def test_damaged_and_old_records_stop_their_run_and_no_other(tiny, runs):
+    sweep = tiny.sweep(seeds=[0, 1])
+    cluster = tiny.cluster()
+    experiments(runs, "submit", sweep, "a,seed=0", "--cluster", cluster)
+    (done,) = (runs / "all").glob("*/summary.json")
+    (done.parent / "submission.json").write_text("{")
+    said = experiments(runs, "submit", sweep, "--cluster", cluster)
+    assert "1 of 2 runs submitted; now 1 finished, 1 unreadable" in said
+    assert "submission.json is damaged" in said and "Move the file away" in said
+
+
+def test_a_folder_that_cannot_be_written(tiny, tmp_path):
+    (tmp_path / "file").write_text("")
+    said = experiments(tmp_path / "file", "submit", tiny.sweep(), "--cluster", "local", status=1)
+    assert said.startswith("error: cannot write ") and "Expected a writable folder" in said
+
+
+def test_a_pipe_that_is_closed_is_no_error(tmp_path):
+    command = f"{sys.executable} -m experiments list | head -1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], cwd=ROOT, capture_output=True)
+    assert done.returncode == 0 and b"Traceback" not in done.stderr
