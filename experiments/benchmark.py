@@ -57,7 +57,7 @@ def pretend_finished(ledger: Path, sweep_file: Path) -> None:
               "runs": [each.id for each in resolved]}  # fmt: skip
     records.write_submission(record)
     records.claim("t", record["runs"])
-    box = {name: 37.7 for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")}
+    box = dict.fromkeys(("AP", "AP50", "AP75", "APs", "APm", "APl"), 37.7)
     summary = {
         "results": {"bbox": {**box, **{f"AP-class {i}": 37.7 for i in range(80)}}},
         "median_seconds_per_iteration": 0.5,

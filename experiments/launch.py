@@ -374,7 +374,8 @@ def _start_process(
         timeout_min=cluster.time_limit_minutes,
         signal_delay_s=cluster.notice_seconds,
     )
-    # Processes that share the cores in peace are several times faster than ones that fight for them.
+    # Processes that share the cores in peace are several times faster than ones that fight for
+    # them.
     share = max(1, (os.cpu_count() or 1) // (ranks * cluster.max_parallel))
     threads = cluster.threads_per_rank or share
     with _surroundings(_environment(cluster, code, threads), code):

@@ -134,8 +134,8 @@ def _markdown(
         "",
         "AP is COCO's, in percent, on the last weights; of several seeds the mean, ± their "
         "standard deviation. s/iter is the median over a run, MiB the highest memory of the main "
-        "rank (allocated on a GPU, else resident): both hold for the machine and the load they were "
-        "measured under.",
+        "rank (allocated on a GPU, else resident): both hold for the machine and its load at "
+        "the time.",
         "",
         *_footer(sweep, outcomes),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
@@ -198,17 +199,21 @@ class _Observer:
         state = _FROM_PHASE[job.phase]
         if state is State.FAILED and current.get("state") == "failed":
             state = _failure_state(current)
+        if state is State.FAILED and current.get("state") == "stopped":
+            state = State.PREEMPTED  # by SIGTERM alone: it saved, and srun ended before SLURM did
         if state is State.QUEUED:
             return seen(state, job.reason)
         if state is State.RUNNING:
-            return seen(state, "" if current.get("state") == "running" else "starting")
+            return seen(state, _doing(current))
         return seen(state, self._why(job, claim, current))
 
     def _why(self, job: Job, claim: dict, current: dict) -> str:
-        if current.get("reason"):
-            return current["reason"]
+        reason = current.get("reason", "")
+        if reason and not _is_echo(reason):
+            return reason
+        # A rank that was killed says nothing itself; srun does.
         last = _last_error_line(self._ledger.submission_folder(claim["token"]), claim["index"])
-        return ": ".join(filter(None, [job.reason, last]))
+        return ": ".join(filter(None, [job.reason, last or reason]))
 
     def _observe_process(
         self, claim: dict, record: dict, current: dict, progress: dict
@@ -229,7 +234,7 @@ class _Observer:
         elif executor == "debug" and current.get("state") == "failed":
             pass  # the process goes on with another run
         elif process_lives(job_id, known.get("process_start")):
-            return seen(State.RUNNING, "" if current.get("state") == "running" else "starting")
+            return seen(State.RUNNING, _doing(current))
         if record.get("cancelled"):
             return seen(State.CANCELLED)
         if current.get("state") == "failed":
@@ -261,10 +266,19 @@ def first_failure(run_folder: Path, token: str) -> dict[str, Any] | None:
             failures.append(read_json(path) or {})
 
     def order(failure: dict[str, Any]) -> tuple[bool, float]:
-        text = str(failure.get("reason", "")).lower()
-        return any(echo in text for echo in _ECHOES), failure.get("time", 0.0)
+        return _is_echo(str(failure.get("reason", ""))), failure.get("time", 0.0)
 
     return min(failures, key=order, default=None)
+
+
+def _is_echo(reason: str) -> bool:
+    return any(echo in reason.lower() for echo in _ECHOES)
+
+
+def _doing(current: dict[str, Any]) -> str:
+    """What a run is about that has a job but does not train."""
+    state = current.get("state", "starting")
+    return "" if state == "running" else current.get("reason") or state
 
 
 def process_lives(pid: str, start: str | None) -> bool:
@@ -295,7 +309,8 @@ def _last_error_line(folder: Path, index: int) -> str:
                 lines = file.read().decode(errors="replace").strip().splitlines()
         except OSError:
             continue
-        errors = [line for line in lines if "error" in line.lower()] or lines
+        killed = [line for line in lines if re.match(r"srun: error: .*task", line)]
+        errors = killed[:1] or [line for line in lines if "error" in line.lower()] or lines
         if errors:
             return errors[-1].strip()[:300]
     return ""
