@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
@@ -208,12 +207,10 @@ class _Observer:
         return seen(state, self._why(job, claim, current))
 
     def _why(self, job: Job, claim: dict, current: dict) -> str:
-        reason = current.get("reason", "")
-        if reason and not _is_echo(reason):
-            return reason
-        # A rank that was killed says nothing itself; srun does.
+        if current.get("reason"):
+            return current["reason"]
         last = _last_error_line(self._ledger.submission_folder(claim["token"]), claim["index"])
-        return ": ".join(filter(None, [job.reason, last or reason]))
+        return ": ".join(filter(None, [job.reason, last]))
 
     def _observe_process(
         self, claim: dict, record: dict, current: dict, progress: dict
@@ -266,13 +263,17 @@ def first_failure(run_folder: Path, token: str) -> dict[str, Any] | None:
             failures.append(read_json(path) or {})
 
     def order(failure: dict[str, Any]) -> tuple[bool, float]:
-        return _is_echo(str(failure.get("reason", ""))), failure.get("time", 0.0)
+        return _is_echo(failure), failure.get("time", 0.0)
 
-    return min(failures, key=order, default=None)
+    first = min(failures, key=order, default=None)
+    if first is not None and _is_echo(first):
+        said = f"rank {first.get('rank')} says: {first['reason']}"
+        first["reason"] = f"a rank was killed, or its node was lost, without a word; {said}"
+    return first
 
 
-def _is_echo(reason: str) -> bool:
-    return any(echo in reason.lower() for echo in _ECHOES)
+def _is_echo(failure: dict[str, Any]) -> bool:
+    return any(echo in str(failure.get("reason", "")).lower() for echo in _ECHOES)
 
 
 def _doing(current: dict[str, Any]) -> str:
@@ -309,8 +310,7 @@ def _last_error_line(folder: Path, index: int) -> str:
                 lines = file.read().decode(errors="replace").strip().splitlines()
         except OSError:
             continue
-        killed = [line for line in lines if re.match(r"srun: error: .*task", line)]
-        errors = killed[:1] or [line for line in lines if "error" in line.lower()] or lines
+        errors = [line for line in lines if "error" in line.lower()] or lines
         if errors:
             return errors[-1].strip()[:300]
     return ""
