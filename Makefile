@@ -1,17 +1,11 @@
 # One command per task; the first one builds .venv with the tested versions.
 PYTHON ?= python3
 DETECTRON2_SOURCE ?= wheel
-DEMO_DIR ?= output/demo
-
-# The config names the images of the default folder.
-DEMO_DATA = $(if $(filter-out output/demo,$(DEMO_DIR)), \
-	DATASETS.TRAIN_JSON $(DEMO_DIR)/data/annotations/instances_train.json \
-	DATASETS.TEST_JSON $(DEMO_DIR)/data/annotations/instances_val.json \
-	DATASETS.TRAIN_IMAGES $(DEMO_DIR)/data/images DATASETS.TEST_IMAGES $(DEMO_DIR)/data/images)
 
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+EXPERIMENTS := $(PY) -m experiments
 CONSTRAINTS := requirements/constraints.txt
 PIP := $(PY) -m pip --disable-pip-version-check install -c $(CONSTRAINTS)
 
@@ -35,11 +29,8 @@ PIP_FAILED = pip could not install a package; see its lines above. Expected a pa
 the versions in $(CONSTRAINTS) and about 8 GB of free disk. Check the network and \
 a proxy (HTTPS_PROXY) and the index (pip config list) and the disk (df -h .); then run make again.
 D2_FAILED = Detectron2 is not installed; the message above says why. Then run make again.
-DATA_FAILED = could not write the synthetic images into $(DEMO_DIR)/data; see above. Expected \
-a writable folder; name another one with make demo DEMO_DIR=/some/folder
-TRAIN_FAILED = the demo training did not finish; its last lines above say why. Details are \
-in $(DEMO_DIR)/log.txt
-DRAW_FAILED = training worked but drawing its predictions did not; see the lines above.
+DEMO_FAILED = the demo did not finish; see above. The log of what failed: $(EXPERIMENTS) logs demo; \
+make demo goes on where it stopped.
 TEST_FAILED = tests failed; see above. One test again: $(PY) -m pytest <file>::<test>
 FORMAT_FAILED = files are not formatted. Run make format and look at the difference.
 CHECK_FAILED = ruff found problems; see above. make format fixes those it can.
@@ -48,20 +39,15 @@ TYPES_FAILED = mypy found type errors; see above.
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 	@echo
-	@echo "  Variables: PYTHON=$(PYTHON) (3.10 or newer), DEMO_DIR=$(DEMO_DIR),"
+	@echo "  Variables: PYTHON=$(PYTHON) (3.10 or newer),"
 	@echo "  DETECTRON2_SOURCE=$(DETECTRON2_SOURCE) (wheel; or upstream: from GitHub, with compiled operators)"
 
-demo: $(STAMP)  ## train on generated images and draw the predictions
-	@# What an earlier demo left there would be mixed with this one's; nothing else is touched.
-	@rm -rf $(addprefix $(or $(DEMO_DIR),$(error DEMO_DIR is empty; expected a folder))/,\
-		inference last_checkpoint metrics.json predictions.png log.txt* config.yaml \
-		model_*.pth events.out.tfevents.*)
-	@$(PY) -m yolof_d2.data.synthetic $(DEMO_DIR)/data || $(call fail,$(DATA_FAILED))
-	@$(PY) train_net.py --config-file configs/quick/synthetic.yaml OUTPUT_DIR $(DEMO_DIR) $(DEMO_DATA) \
-		|| $(call fail,$(TRAIN_FAILED))
-	@$(PY) -m yolof_d2.visualize $(DEMO_DIR) --output $(DEMO_DIR)/predictions.png \
-		|| $(call fail,$(DRAW_FAILED))
-	@echo "Scores are in $(DEMO_DIR)/metrics.json, pictures in $(DEMO_DIR)/predictions.png"
+demo: $(STAMP)  ## train three models on generated images, compare them, draw a picture
+	@$(EXPERIMENTS) submit demo --cluster local || $(call fail,$(DEMO_FAILED))
+	@$(EXPERIMENTS) retry demo --cluster local >/dev/null || $(call fail,$(DEMO_FAILED))
+	@$(EXPERIMENTS) report demo || $(call fail,$(DEMO_FAILED))
+	@$(PY) -m yolof_d2.visualize runs/sweeps/demo/YOLOF --output runs/sweeps/demo/predictions.png \
+		|| $(call fail,$(DEMO_FAILED))
 
 test: $(STAMP)  ## run all tests
 	@$(PY) -m pytest -q tests || $(call fail,$(TEST_FAILED))

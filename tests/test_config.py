@@ -315,5 +315,5 @@ def test_a_saved_config_is_rebuilt_and_one_of_other_code_is_refused():
     values = json.loads(json.dumps(build_cfg("configs/yolof_R_50_C5_1x.yaml")))
     assert json.loads(json.dumps(restore_cfg(values))) == values
     values["MODEL"]["YOLOF"]["OLD_KEY"] = 1
-    with pytest.raises(ConfigError, match="does not fit this version of the code.*OLD_KEY"):
+    with pytest.raises(ConfigError, match=r"does not fit this version of the code.*OLD_KEY"):
         restore_cfg(values)

@@ -30,7 +30,7 @@ def test_links_and_repository_paths_lead_somewhere(name: str) -> None:
     file = ROOT / name
     text = file.read_text()
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
-    folders = "configs|docs|yolof_d2|tests|requirements|records"
+    folders = "configs|docs|experiments|yolof_d2|tests|requirements|records"
     paths = re.findall(rf"\b(?:{folders})/[\w/.-]*\w\.\w+", text)
     named = {file.parent / link for link in links} | {ROOT / path for path in paths}
     named = {path for path in named if path.name not in ("x.py", "test_x.py")}

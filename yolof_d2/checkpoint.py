@@ -15,8 +15,8 @@ from .errors import ConfigError
 
 
 class StrictDetectionCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer, which replaces files in one step and refuses a file that has nothing
-    for the model.
+    """Detectron2's checkpointer, which replaces files in one step, and refuses a file that has
+    nothing for the model.
 
     Detectron2 writes in place: a process that is killed while it saves leaves half a file, or an
     empty ``last_checkpoint``. And it warns about each weight without a counterpart and goes on, so
