@@ -53,10 +53,10 @@ def pretend_finished(ledger: Path, sweep_file: Path) -> None:
     records = Ledger(ledger)
     resolved = resolve_runs(loaded, records.cache)
     records.write_sweep(loaded, resolved)
-    record = {"token": "t", "executor": "slurm", "job_name": "t", "job_id": "1",
-              "runs": [each.id for each in resolved]}  # fmt: skip
-    records.write_submission(record)
-    records.claim("t", record["runs"])
+    identities = [each.id for each in resolved]
+    record = {"token": "t", "executor": "slurm", "job_name": "t", "job_id": "1"}
+    records.write_submission({**record, "runs": identities})
+    records.claim("t", identities)
     box = dict.fromkeys(("AP", "AP50", "AP75", "APs", "APm", "APl"), 37.7)
     summary = {
         "results": {"bbox": {**box, **{f"AP-class {i}": 37.7 for i in range(80)}}},
