@@ -70,13 +70,16 @@ def take_snapshot(target: Path) -> Path:
 
 
 def code_state() -> dict[str, Any]:
-    """Commit, whether files differ from it, and which; None outside git."""
+    """Commit, whether the code that is copied differs from it, and in which files; None outside
+    git.
+    """
     commit = _git("rev-parse", "HEAD")
-    changed = _git("status", "--porcelain")
+    lines = (_git("status", "--porcelain", "--untracked-files=all") or "").splitlines()
+    changed = [line for line in lines if line[:2] != "??" or line.endswith(_SUFFIXES)]
     return {
         "commit": commit.strip() if commit else None,
         "dirty": bool(changed) if commit else None,
-        "changed": changed.splitlines() if changed else [],
+        "changed": changed,
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,6 +13,7 @@ from typing import Any
 from .errors import ExperimentError, RecordError
 from .files import read_json
 from .ledger import Ledger
+from .logs import job_files, last_error_line
 from .slurm import Job, Phase, find_jobs
 
 
@@ -194,7 +194,9 @@ class _Observer:
                 return seen(_failure_state(current), current.get("reason", ""))
             return seen(State.LOST, "SLURM no longer knows its job, which left no end")
         if job.phase is Phase.COMPLETED:
-            return seen(State.FAILED, self._why(job, claim, current) or "ended before it was done")
+            return seen(
+                State.FAILED, self._why(job, claim, record, current) or "ended before it was done"
+            )
         state = _FROM_PHASE[job.phase]
         if state is State.FAILED and current.get("state") == "failed":
             state = _failure_state(current)
@@ -204,12 +206,12 @@ class _Observer:
             return seen(state, job.reason)
         if state is State.RUNNING:
             return seen(state, _doing(current))
-        return seen(state, self._why(job, claim, current))
+        return seen(state, self._why(job, claim, record, current))
 
-    def _why(self, job: Job, claim: dict, current: dict) -> str:
+    def _why(self, job: Job, claim: dict, record: dict, current: dict) -> str:
         if current.get("reason"):
             return current["reason"]
-        last = _last_error_line(self._ledger.submission_folder(claim["token"]), claim["index"])
+        last = last_error_line(job_files(self._ledger, claim, record))
         return ": ".join(filter(None, [job.reason, last]))
 
     def _observe_process(
@@ -238,7 +240,7 @@ class _Observer:
             return seen(_failure_state(current), current.get("reason", ""))
         if current.get("state") == "stopped":
             return seen(State.PREEMPTED, current.get("reason", ""))
-        last = _last_error_line(self._ledger.submission_folder(claim["token"]), claim["index"])
+        last = last_error_line(job_files(self._ledger, claim, record))
         return seen(State.FAILED, last or "its process ended without a word")
 
 
@@ -298,19 +300,3 @@ def process_start(pid: str) -> str | None:
         return None
     fields = text.rpartition(")")[2].split()
     return None if fields[0] == "Z" else fields[19]
-
-
-def _last_error_line(folder: Path, index: int) -> str:
-    """The last line that a job wrote to its error files, for those that left no other word."""
-    files = [*folder.glob(f"*_{index}_*_log.err"), *folder.glob("*_log.err")]
-    for path in files:
-        try:
-            with path.open("rb") as file:
-                file.seek(max(0, os.fstat(file.fileno()).st_size - 4000))
-                lines = file.read().decode(errors="replace").strip().splitlines()
-        except OSError:
-            continue
-        errors = [line for line in lines if "error" in line.lower()] or lines
-        if errors:
-            return errors[-1].strip()[:300]
-    return ""

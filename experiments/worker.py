@@ -287,19 +287,13 @@ def _train(start: Start, signals: _Signals) -> str | None:
     trainer = Trainer(cfg)
     signals.stop_with(trainer)
     if start.rank == 0:
-        # Before the hook that ends training, which has to be the last.
-        trainer._hooks[-1:-1] = _bound(trainer, ReportProgress(start))
+        trainer.register_hooks([ReportProgress(start)])
     trainer.resume_or_load(resume=True)
     try:
         trainer.train()
     except TrainingStopped as stopped:
         return str(stopped)
     return None
-
-
-def _bound(trainer: Trainer, hook: HookBase) -> list[HookBase]:
-    hook.trainer = trainer
-    return [hook]
 
 
 def _restore(run: dict[str, Any], start: Start) -> CfgNode:

@@ -182,6 +182,11 @@ class Trainer(DefaultTrainer):
             hooks += [writer, RunSummary(self.cfg.OUTPUT_DIR, self._describe)]
         return [*hooks, StopOnRequest(self.checkpointer)]
 
+    def register_hooks(self, hooks: list[HookBase | None]) -> None:
+        """Add hooks, before the one that ends training on request."""
+        super().register_hooks(hooks)
+        self._hooks.sort(key=lambda hook: isinstance(hook, StopOnRequest))
+
     def request_stop(self, reason: str) -> None:
         """Ask all ranks to save and stop at the next iteration boundary; safe in signal handlers.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -233,3 +234,49 @@ def test_changed_data_are_refused(tiny, runs, tmp_path):
     annotations.write_text(annotations.read_text() + " ")
     said = experiments(runs, "retry", sweep, "--cluster", own.cluster(), status=1)
     assert "changed since this run started" in said
+
+
+def test_jobs_run_the_code_as_it_was_when_submitted(tiny, runs, tmp_path):
+    checkout = tmp_path / "checkout"
+    for name in ("yolof_d2", "experiments", "configs"):
+        shutil.copytree(ROOT / name, checkout / name)
+    submit = subprocess.Popen(
+        command(runs, "submit", tiny.sweep(), "--cluster", tiny.cluster()),
+        cwd=checkout,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    wait_until(lambda: bool(list((runs / "code").glob("[0-9a-f]*"))))
+    for module in ("engine.py", "modeling/yolof.py"):
+        (checkout / "yolof_d2" / module).write_text("raise RuntimeError('edited while it waited')")
+    said, _ = submit.communicate(timeout=90)
+    assert "now 1 finished" in said
+    folder = run_folders(runs)["a"]
+    code = Path(read_json(folder / "attempts" / "1.json")["code_folder"])
+    assert "edited" not in (code / "yolof_d2" / "engine.py").read_text()
+
+
+def test_starts_that_get_nowhere_are_given_up(tiny, runs, monkeypatch):
+    from experiments.errors import ExperimentError
+    from experiments.files import write_json
+    from experiments.ledger import Ledger
+    from experiments.worker import Start
+
+    ledger = Ledger(runs)
+    ledger.write_submission({"token": "t", "runs": ["r"]})
+    ledger.claim("t", ["r"])
+    monkeypatch.setenv("SUBMITIT_DEBUG_JOB_ID", "1")
+    monkeypatch.setenv("SUBMITIT_FOLDER", str(runs))
+
+    def begin(*attempts: tuple[int, int]) -> bool:
+        record = [{"token": "t", "first": first, "last": last} for first, last in attempts]
+        content = {"token": "t", "iteration": 9, "attempts": record, "evaluations": []}
+        write_json(ledger.run_folder("r") / "state.json", content)
+        return Start(str(runs), "r", "t").begin()
+
+    assert begin((0, 0), (0, 0), (0, 0), (0, 0))
+    assert begin((0, 0), (0, 0), (0, 0), (0, 9), (9, 9))
+    with pytest.raises(ExperimentError, match="5 starts in a row did not reach a new iteration"):
+        begin((0, 9), (9, 9), (9, 9), (9, 9), (9, 9), (9, 9))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -164,3 +166,32 @@ def test_a_pipe_that_is_closed_is_no_error(tmp_path):
     command = f"{sys.executable} -m experiments list | head -1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], cwd=ROOT, capture_output=True)
     assert done.returncode == 0 and b"Traceback" not in done.stderr
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 64 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64M", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a disk, to fill it up")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_full_disk_submits_nothing_and_loses_nothing(tiny, small_disk):
+    sweep, cluster = tiny.sweep(), tiny.cluster()
+    runs = small_disk / "runs"
+    experiments(runs, "plan", sweep, "--cluster", cluster)
+    filler = small_disk / "filler"
+    with filler.open("wb") as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b"x" * 4096)
+            file.flush()
+    said = experiments(runs, "submit", sweep, "--cluster", cluster, status=1)
+    assert said.startswith("error: cannot ") and "No space left on device" in said, said
+    assert not list((runs / "submissions").glob("*/jobs/*"))
+    filler.unlink()
+    said = experiments(runs, "submit", sweep, "--cluster", cluster)
+    assert "1 of 1 runs submitted; now 1 finished" in said
