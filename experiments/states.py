@@ -30,6 +30,7 @@ class State(Enum):
     OUT_OF_MEMORY = "out of memory"
     NODE_FAILED = "node failed"
     PREEMPTED = "preempted"
+    INTERRUPTED = "interrupted"
     LOST = "lost"
     UNREADABLE = "unreadable"
 
@@ -45,6 +46,7 @@ RETRIABLE = frozenset(
         State.OUT_OF_MEMORY,
         State.NODE_FAILED,
         State.PREEMPTED,
+        State.INTERRUPTED,
         State.LOST,
     }
 )
@@ -201,7 +203,7 @@ class _Observer:
         if state is State.FAILED and current.get("state") == "failed":
             state = _failure_state(current)
         if state is State.FAILED and current.get("state") == "stopped":
-            state = State.PREEMPTED  # by SIGTERM alone: it saved, and srun ended before SLURM did
+            state = State.INTERRUPTED  # by SIGTERM alone: it saved, and ended before SLURM did
         if state is State.QUEUED:
             return seen(state, job.reason)
         if state is State.RUNNING:
@@ -239,7 +241,7 @@ class _Observer:
         if current.get("state") == "failed":
             return seen(_failure_state(current), current.get("reason", ""))
         if current.get("state") == "stopped":
-            return seen(State.PREEMPTED, current.get("reason", ""))
+            return seen(State.INTERRUPTED, current.get("reason", ""))
         last = last_error_line(job_files(self._ledger, claim, record))
         return seen(State.FAILED, last or "its process ended without a word")
 

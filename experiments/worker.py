@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import logging
+import math
 import os
 import signal
 import socket
@@ -153,7 +154,7 @@ class Start:
     def fail(self, error: BaseException) -> None:
         """Any rank: leave word of a failure, for ``status``."""
         kind = ""
-        if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
             kind = "out of memory"
         elif isinstance(error, UncompletedJobError):
             kind = "timed out"
@@ -195,8 +196,9 @@ class ReportProgress(HookBase):
         if time.monotonic() - self._written >= _REPORT_SECONDS or self.trainer.agreed_stop:
             self._report(self.trainer.iter + 1)
 
-    def after_train(self) -> None:
-        self._report(min(self.trainer.iter + 1, self.trainer.max_iter))
+    def after_train(self) -> None:  # after an error too
+        if self.trainer.iter >= self.trainer.max_iter:
+            self._report(self.trainer.max_iter)
 
     def _report(self, done: int) -> None:
         storage = get_event_storage()
@@ -204,7 +206,7 @@ class ReportProgress(HookBase):
         changes: dict[str, Any] = {"iteration": done}
         if "bbox/AP" in latest:
             ap, iteration = latest["bbox/AP"]
-            point = [min(iteration + 1, self.trainer.max_iter), ap if ap == ap else None]
+            point = [min(iteration + 1, self.trainer.max_iter), None if math.isnan(ap) else ap]
             if point not in self._start.state["evaluations"]:
                 changes["evaluations"] = [*self._start.state["evaluations"], point]
         timed = storage.histories().get("time")
@@ -433,10 +435,10 @@ class _Signals:
         self._requeue_signal = env._usr_sig()
         self._trainer: Trainer | None = None
         self._received = ""
-        self._before = {
-            signum: signal.signal(signum, self._receive)
-            for signum in (signal.SIGTERM, self._requeue_signal)
-        }
+        numbers = [signal.SIGTERM, self._requeue_signal]
+        if env.cluster == "local":
+            numbers.append(signal.SIGINT)  # Ctrl-C on the submit that started it
+        self._before = {number: signal.signal(number, self._receive) for number in numbers}
 
     def _receive(self, signum: int, frame: Any) -> None:
         name = signal.Signals(signum).name

@@ -162,7 +162,7 @@ def test_a_damaged_submission_makes_its_runs_unreadable(ledger, monkeypatch):
         ({}, State.FAILED),
         ({"state": "running"}, State.FAILED),
         ({"state": "failed", "kind": "out of memory"}, State.OUT_OF_MEMORY),
-        ({"state": "stopped", "reason": "SIGTERM"}, State.PREEMPTED),
+        ({"state": "stopped", "reason": "SIGTERM"}, State.INTERRUPTED),
         ({"state": "finished"}, State.FINISHED),
     ],
 )
