@@ -75,5 +75,6 @@ def _draw_curves(axes: Axes, shown: Sequence[str], rows: dict[str, list[Outcome]
                           color=f"C{index % 10}", label=name if number == 0 else None)  # fmt: skip
     axes.set_xlabel("iterations")
     axes.set_ylabel("AP")
+    axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False, fontsize=8)

@@ -8,7 +8,6 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from fvcore.nn import sigmoid_focal_loss
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ..boxes import generalized_iou_loss, xyxy_to_cxcywh
@@ -84,6 +83,9 @@ class HungarianMatcher(Matcher):
     def __call__(
         self, anchors: Tensor, pred_logits: Tensor, pred_boxes: Tensor, ground_truth: GroundTruth
     ) -> MatchResult:
+        # Here, because it takes a tenth of the package's import time, on each rank of every model.
+        from scipy.optimize import linear_sum_assignment
+
         centers = xyxy_to_cxcywh(anchors)[:, :2]
         extent = centers.amax(dim=0) - centers.amin(dim=0) + self.stride
         gt_idx = torch.zeros(pred_boxes.shape[:2], dtype=torch.int64)
