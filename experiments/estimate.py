@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -111,9 +110,3 @@ def format_duration(seconds: float | None) -> str:
     if seconds < 48 * 3600:
         return f"{seconds / 3600:.1f} h"
     return f"{seconds / 86400:.1f} d"
-
-
-def median(values: Iterable[float]) -> float | None:
-    """Median, or None of nothing."""
-    listed = list(values)
-    return statistics.median(listed) if listed else None

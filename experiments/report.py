@@ -109,11 +109,10 @@ def _markdown(
 ) -> str:
     baseline = sweep["baseline"]
     base = mean_metric(rows[baseline], "AP")
+    by_axis = all("run" not in row[0].run["cells"] for row in rows.values())
     table = []
     for name, row in rows.items():
-        cells = dict(row[0].run["cells"])
-        cells.pop("run", None)
-        line = {"run": name} if not cells else dict(cells)
+        line = dict(row[0].run["cells"]) if by_axis else {"run": name}
         for metric in METRICS:
             line[metric] = _cell(mean_metric(row, metric))
         own = mean_metric(row, "AP")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -329,6 +330,8 @@ def _locate(name: str, folder: Path) -> tuple[Path, str | None]:
             f"there is no sweep {stem!r} in {folder}{hint} 'python -m experiments list' shows "
             "them; for one of your own give the path of its file"
         )
+    with suppress(ValueError):
+        path = path.relative_to(Path.cwd())  # as short as it can be in messages
     return path, variant or None
 
 

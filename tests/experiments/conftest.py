@@ -1,10 +1,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.experiments.slurm_cluster import SlurmCluster, missing_requirements
+from tests.experiments.tiny import Tiny, make_tiny
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """Data, config and plug-in of sweeps that train in seconds."""
+    return make_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """The folder of all runs of one test."""
+    return tmp_path / "runs"
 
 
 @pytest.fixture(scope="session")

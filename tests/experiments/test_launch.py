@@ -6,61 +6,24 @@ import os
 import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.experiments.tiny import (
     ROOT,
-    Tiny,
+    checkpoint_iteration,
     command,
     experiments,
     make_tiny,
     read_json,
     run_folders,
+    start,
     state,
+    wait_until,
 )
 
 SLOW = {"SOLVER.MAX_ITER": 60, "SOLVER.STEPS": [50]}
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    return make_tiny(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture
-def runs(tmp_path: Path) -> Path:
-    return tmp_path / "runs"
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.2)
-
-
-def start(runs: Path, *words: object) -> subprocess.Popen:
-    """A submit that goes on beside the test."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command(runs, *words),
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def checkpoint_iteration(folder: Path) -> int:
-    name = (folder / "last_checkpoint").read_text()
-    return torch.load(folder / name, weights_only=False)["iteration"]
 
 
 def rank_processes(folder: Path) -> list[int]:

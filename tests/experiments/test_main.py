@@ -14,17 +14,7 @@ import pytest
 from experiments.files import write_json
 from experiments.ledger import Ledger
 from experiments.sweep import sweep_names
-from tests.experiments.tiny import ROOT, Tiny, experiments, make_tiny
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    return make_tiny(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture
-def runs(tmp_path: Path) -> Path:
-    return tmp_path / "runs"
+from tests.experiments.tiny import ROOT, experiments
 
 
 def without_slurm(*words: object, **options: int) -> str:

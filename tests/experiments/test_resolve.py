@@ -12,14 +12,8 @@ from experiments import resolve
 from experiments.errors import ExperimentError
 from experiments.resolve import resolve_runs
 from experiments.sweep import load_sweep
-from tests.experiments.tiny import Tiny, make_tiny
 from yolof_d2.config import build_cfg, restore_cfg
 from yolof_d2.data import resolve_datasets
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    return make_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(autouse=True)

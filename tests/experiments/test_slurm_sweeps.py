@@ -16,22 +16,20 @@ import pytest
 
 from experiments.slurm import PHASES, find_jobs
 from tests.experiments.slurm_cluster import SlurmCluster
-from tests.experiments.test_launch import checkpoint_iteration, start, wait_until
-from tests.experiments.tiny import Tiny, experiments, make_tiny, read_json, run_folders, state
+from tests.experiments.tiny import (
+    Tiny,
+    checkpoint_iteration,
+    experiments,
+    read_json,
+    run_folders,
+    start,
+    state,
+    wait_until,
+)
 
 pytestmark = pytest.mark.slurm
 
 LONG = {"SOLVER.MAX_ITER": 80, "SOLVER.STEPS": [70]}
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    return make_tiny(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture
-def runs(tmp_path: Path) -> Path:
-    return tmp_path / "runs"
 
 
 @pytest.fixture(scope="module")

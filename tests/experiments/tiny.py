@@ -6,10 +6,15 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 import yaml
+
+from yolof_d2.data.synthetic import write_synthetic_dataset
 
 ROOT = Path(__file__).parents[2]
 SIZE = 64  # pixels
@@ -118,8 +123,6 @@ class Tiny:
 
 def make_tiny(folder: Path) -> Tiny:
     """Write data, config and plug-in."""
-    from yolof_d2.data.synthetic import write_synthetic_dataset
-
     write_synthetic_dataset(
         folder / "data", num_train=64, num_val=16, image_size=(SIZE, SIZE), seed=0
     )
@@ -165,7 +168,29 @@ def state(folder: Path) -> dict:
     return read_json(path) if path.exists() else {}
 
 
-def trained_iterations(folder: Path) -> list[int]:
-    """Iterations in ``metrics.json``, in the order in which they were written."""
-    lines = (folder / "metrics.json").read_text().splitlines()
-    return [json.loads(line)["iteration"] for line in lines]
+def wait_until(condition: Callable[[], bool], seconds: float = 90) -> None:
+    """Wait for something that has to happen."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.2)
+
+
+def start(runs: Path, *words: object) -> subprocess.Popen:
+    """A submit that goes on beside the test."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command(runs, *words),
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def checkpoint_iteration(folder: Path) -> int:
+    """The last iteration that the checkpoint has, from which a run goes on."""
+    name = (folder / "last_checkpoint").read_text()
+    return torch.load(folder / name, weights_only=False)["iteration"]
