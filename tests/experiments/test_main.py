@@ -175,10 +175,9 @@ def test_a_full_disk_submits_nothing_and_loses_nothing(tiny, small_disk):
     runs = small_disk / "runs"
     experiments(runs, "plan", sweep, "--cluster", cluster)
     filler = small_disk / "filler"
-    with filler.open("wb") as file, contextlib.suppress(OSError):
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(b"x" * 4096)
-            file.flush()
     said = experiments(runs, "submit", sweep, "--cluster", cluster, status=1)
     assert said.startswith("error: cannot ") and "No space left on device" in said, said
     assert not list((runs / "submissions").glob("*/jobs/*"))
