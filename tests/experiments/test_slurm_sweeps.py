@@ -92,6 +92,15 @@ def wait_for_iteration(runs: Path, number: int = 1) -> Path:
     return folder
 
 
+@pytest.fixture
+def slow_sbatch(slurm: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An sbatch that takes its time, so that what comes while it works is sure to come then."""
+    script = f'#!/bin/sh\nsleep 2\nexec {shutil.which("sbatch")} "$@"\n'
+    (tmp_path / "sbatch").write_text(script)
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+
 def test_every_state_of_this_slurm_is_known():
     answer = subprocess.run(["squeue", "-t", "nonsense"], capture_output=True, text=True).stderr
     listed = answer.rpartition("include:")[2] or answer.rpartition(":")[2]
@@ -100,7 +109,7 @@ def test_every_state_of_this_slurm_is_known():
     assert states <= set(PHASES)
 
 
-def test_six_runs_of_eight_ranks_by_two_submits_at_once(tiny, runs, site):
+def test_six_runs_of_eight_ranks_by_two_submits_at_once(tiny, runs, site, slow_sbatch):
     sweep, cluster = tiny.sweep(ranks=8, seeds=[0, 1, 2, 3, 4, 5]), site()
     both = [start(runs, "submit", sweep, "--cluster", cluster) for _ in range(2)]
     said = [submit.communicate(timeout=60)[0] for submit in both]
@@ -198,20 +207,15 @@ def held(runs: Path) -> dict[str, str]:
 
 
 def test_a_submit_killed_between_two_runs_is_repeated_without_loss_or_double(
-    tiny, runs, site, tmp_path, monkeypatch
+    tiny, runs, site, slow_sbatch
 ):
     sweep = tiny.sweep(seeds=[0, 1, 2, 3])
     cluster = site(max_array_size=1, options={"hold": True})  # four calls of sbatch
-    # A slow sbatch, so that the kill comes between two of its calls.
-    (tmp_path / "sbatch").write_text(f"#!/bin/sh\nsleep 1\nexec {shutil.which('sbatch')} $@\n")
-    (tmp_path / "sbatch").chmod(0o755)
-    with monkeypatch.context() as patch:
-        patch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-        submit = start(runs, "submit", sweep, "--cluster", cluster)
+    submit = start(runs, "submit", sweep, "--cluster", cluster)
     wait_until(lambda: sum(bool(each["job_id"]) for each in _readable(runs)) >= 1)
     os.kill(submit.pid, signal.SIGKILL)
     submit.communicate()
-    time.sleep(1.5)  # the sbatch that was under way comes to its end
+    time.sleep(2.5)  # the sbatch that was under way comes to its end
     assert 1 <= len(held(runs)) < 4
     # As if it had died between sbatch and its note.
     record = next(each for each in submissions(runs) if each["job_id"])
