@@ -223,7 +223,10 @@ def _logs(args: argparse.Namespace) -> None:
     if not shown:
         raise ExperimentError("no run of this sweep failed; name a run to see its log")
     for identity in shown:
-        for file in log_files(ledger, identity, job=args.job):
+        files = log_files(ledger, identity, job=args.job)
+        if not files:
+            print(f"==> {names[identity]}  has no log yet ({seen[identity].state.value})")
+        for file in files:
             print(f"==> {names[identity]}  {file}")
             print(tail(file, args.lines))
         if seen[identity].reason:

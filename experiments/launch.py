@@ -346,6 +346,8 @@ def _explain_refusal(said: str, record: dict[str, Any]) -> str:
         "cpus_per_rank, memory_gb_per_node)",
         "time limit": "lower time_limit_minutes to what the partition allows",
         "no space": "free some disk space",
+        "configuration source": "SLURM is installed here but not set up; see SLURM_CONF",
+        "unable to contact": "wait until SLURM's controller answers",
     }
     line = " ".join(said.split())
     found = next((text for word, text in advice.items() if word in line.lower()), "")

@@ -51,15 +51,19 @@ def render_plan(
         lines.append(
             f"To submit: {len(missing)} on {cluster_name}, {cluster.max_parallel} at a time"
         )
-        plan = plan_time(cluster, estimate, max(each.iterations for each in missing))
-        lines.append(plan.sentence[0].upper() + plan.sentence[1:])
+        if cluster.executor == "slurm":
+            plan = plan_time(cluster, estimate, max(each.iterations for each in missing))
+            lines.append(plan.sentence[0].upper() + plan.sentence[1:])
         durations = [run_seconds(estimate, each.iterations) or 0.0 for each in missing]
-        if estimate.seconds is not None:
+        if estimate.seconds is None:
+            lines.append("How long they take is unknown until one has run")
+        else:
             waves = math.ceil(len(missing) / cluster.max_parallel)
             finish = time.time() + waves * max(durations)
             lines.append(
-                f"{sum(durations) * ranks / 3600:,.0f} {unit} hours; finished about "
-                f"{time.strftime('%a %d %b %H:%M', time.localtime(finish))} if all start at once"
+                f"{sum(durations) * ranks / 3600:,.1f} {unit} hours at {estimate.seconds:.3g} s an "
+                f"iteration ({estimate.source}); finished about "
+                f"{time.strftime('%a %d %b %H:%M', time.localtime(finish))} if they start now"
             )
     else:
         lines.append("Nothing to submit")

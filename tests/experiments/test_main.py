@@ -42,7 +42,7 @@ def test_plan_shows_what_differs_and_the_arithmetic_and_changes_nothing(tiny, ru
     assert "2 runs, 2 ranks each: 2 not submitted" in said
     assert "MODEL.YOLOF.MATCHER.UNIFORM.TOPK=2" in said
     # 6 iterations of 100 s and 15 % are 690 s, with the start 810 s; two runs of two ranks: 0.9 h.
-    assert "about 14 min: 1 start" in said and "1 rank hours" in said
+    assert "0.9 rank hours at 100 s an iteration (the sweep file's guess" in said
     assert [path.name for path in runs.iterdir()] == ["cache"]
 
 
