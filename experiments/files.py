@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import calendar
 import json
 import os
 import time
@@ -19,6 +20,11 @@ FORMAT = 1
 def now() -> str:
     """The time in UTC, as records and tables write it."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def seconds(stamp: str) -> float:
+    """What :func:`now` gave, as :func:`time.time` would."""
+    return calendar.timegm(time.strptime(stamp, "%Y-%m-%dT%H:%M:%SZ"))
 
 
 def write_text(path: Path, text: str, *, durable: bool = True) -> None:

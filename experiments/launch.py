@@ -23,7 +23,7 @@ from typing import Any
 from .cluster import Cluster
 from .errors import ExperimentError
 from .estimate import TimePlan, estimate_iteration, format_duration, plan_time
-from .files import now, write_json
+from .files import now, seconds, write_json
 from .ledger import Ledger
 from .resolve import ResolvedRun
 from .slurm import find_jobs, require_slurm
@@ -168,7 +168,7 @@ class Launcher:
         ]
         if not orphans:
             return
-        since = min(record["created"].rstrip("Z") for record in orphans)
+        since = min(seconds(record["created"]) for record in orphans)
         jobs = find_jobs(names=[record["job_name"] for record in orphans], since=since)
         for record in orphans:
             found = [job_id for job_id, job in jobs.items() if job.name == record["job_name"]]
@@ -380,8 +380,13 @@ def _start_process(
     # them.
     share = max(1, (os.cpu_count() or 1) // (ranks * cluster.max_parallel))
     threads = cluster.threads_per_rank or share
-    with _surroundings(_environment(cluster, code, threads), code):
-        return executor.submit(TrainJob(str(ledger.root), record["runs"][0], record["token"]))
+    try:
+        with _surroundings(_environment(cluster, code, threads), code):
+            return executor.submit(TrainJob(str(ledger.root), record["runs"][0], record["token"]))
+    except OSError as error:
+        raise ExperimentError(
+            f"cannot start a process for run {record['runs'][0]}: {error}. It is not submitted"
+        ) from error
 
 
 @contextlib.contextmanager

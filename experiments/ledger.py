@@ -24,7 +24,7 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
-from .errors import ExperimentError
+from .errors import ExperimentError, RecordError
 from .files import locked, now, read_json, write_json
 from .resolve import ResolvedRun
 from .sweep import LoadedSweep
@@ -83,12 +83,13 @@ class Ledger:
         write_json(self.submission_folder(record["token"]) / "submission.json", record)
 
     def submissions(self) -> Iterable[dict[str, Any]]:
-        """All submissions."""
+        """All submissions that can be read; the runs of the others are shown as unreadable."""
         folder = self.root / "submissions"
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-            record = read_json(path / "submission.json")
-            if record is not None:
-                yield record
+            with suppress(RecordError):
+                record = read_json(path / "submission.json")
+                if record is not None:
+                    yield record
 
     def read_sweep(self, name: str) -> dict[str, Any]:
         """What a sweep asked for when it was last submitted.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -97,13 +98,16 @@ def require_slurm() -> None:
         )
 
 
-def find_jobs(job_ids: Iterable[str] = (), names: Iterable[str] = (), since: str = "") -> dict:
+def find_jobs(
+    job_ids: Iterable[str] = (), names: Iterable[str] = (), since: float | None = None
+) -> dict[str, Job]:
     """Ask SLURM for jobs: its queue first, its accounting for those that left it.
 
     Args:
         job_ids: base ids, without array tasks.
         names: job names.
-        since: where accounting begins to look for names, as sacct reads a time.
+        since: where accounting begins to look for names, in seconds of :func:`time.time`; a week
+            ago if it is not given.
 
     Returns:
         Job id, with ``_task`` for array tasks -> :class:`Job`. What SLURM has forgotten is absent.
@@ -122,8 +126,11 @@ def find_jobs(job_ids: Iterable[str] = (), names: Iterable[str] = (), since: str
         options = ["-n", "-X", "-P", "-o", f"{what}%200"]
         for select in _chunks("-j", wanted_ids):
             found.update(_read_sacct(_try("sacct", *options, *select)))
+        # sacct reads local time. A minute more, since clocks differ.
+        begin = time.localtime((time.time() - 7 * 86400 if since is None else since) - 60)
+        options += ["-S", time.strftime("%Y-%m-%dT%H:%M:%S", begin)]
         for select in _chunks("--name", wanted_names):
-            found.update(_read_sacct(_try("sacct", *options, *select, "-S", since or "now-7days")))
+            found.update(_read_sacct(_try("sacct", *options, *select)))
     queue = _run("squeue", "--me", "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%N|%j")
     for line in queue.splitlines():
         job_id, state, reason, nodes, name = [*line.split(_SEPARATOR, 4), "", "", "", ""][:5]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ExperimentError, RecordError
-from .files import read_json
+from .files import read_json, seconds
 from .ledger import Ledger
 from .logs import job_files, last_error_line
 from .slurm import Job, Phase, find_jobs
@@ -134,7 +134,7 @@ class _Observer:
         ids = [record["job_id"] for record in asked if record.get("job_id")]
         # Without an id: its submit was killed, before or after SLURM had taken it.
         orphans = [r for r in asked if not r.get("job_id") and not r.get("error")]
-        since = min((record["created"].rstrip("Z") for record in orphans), default="")
+        since = min((seconds(record["created"]) for record in orphans), default=None)
         try:
             jobs = find_jobs(ids, [record["job_name"] for record in orphans], since)
         except ExperimentError as error:

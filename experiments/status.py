@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import calendar
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Any
 from tabulate import tabulate
 
 from .estimate import format_duration
+from .files import seconds
 from .ledger import Ledger
 from .states import Observation, State, observe
 
@@ -58,8 +58,7 @@ def _row(run: dict[str, Any], seen: Observation) -> dict[str, str]:
 def _age(stamp: str | None) -> str:
     if not stamp:
         return ""
-    then = calendar.timegm(time.strptime(stamp, "%Y-%m-%dT%H:%M:%SZ"))
-    return f"{format_duration(max(time.time() - then, 0))} ago"
+    return f"{format_duration(max(time.time() - seconds(stamp), 0))} ago"
 
 
 def _without_empty(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:

@@ -6,13 +6,14 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from experiments import states
 from experiments.errors import ExperimentError
-from experiments.files import write_json
+from experiments.files import seconds, write_json
 from experiments.ledger import Ledger
 from experiments.slurm import PHASES, Job, Phase, find_jobs
 from experiments.states import State, first_failure, observe, process_start
@@ -150,10 +151,12 @@ def test_a_damaged_record_is_its_own_state(ledger, monkeypatch, name, content):
     assert name in seen.reason and "Move the file away" in seen.reason
 
 
-def test_a_damaged_submission_makes_its_runs_unreadable(ledger, monkeypatch):
+def test_a_damaged_submission_makes_its_runs_unreadable_and_no_others(ledger, monkeypatch):
     submitted(ledger)
     (ledger.submission_folder("t1") / "submission.json").write_text("{")
     assert see(ledger, monkeypatch).state is State.UNREADABLE
+    ledger.write_submission({"token": "t2"})
+    assert [record["token"] for record in ledger.submissions()] == ["t2"]
 
 
 @pytest.mark.parametrize(
@@ -208,6 +211,20 @@ def test_the_queue_is_newer_than_the_accounting(tmp_path, monkeypatch):
     assert {key for key in jobs if jobs[key].phase is Phase.QUEUED} == {"7_0", "7_2", "7_3", "7_5"}
     assert jobs["7_6"].reason == "NonZeroExitCode"
     assert "9" not in jobs
+
+
+def test_accounting_is_asked_in_local_time(tmp_path, monkeypatch):
+    fake_slurm(tmp_path, monkeypatch, squeue="")
+    (tmp_path / "sacct").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
+    (tmp_path / "sacct").chmod(0o755)
+    monkeypatch.setenv("TZ", "America/New_York")
+    time.tzset()
+    try:
+        find_jobs(names=["x"], since=seconds("2026-01-15T12:01:00Z"))
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert "-S 2026-01-15T07:00:00" in (tmp_path / "asked").read_text()
 
 
 def test_a_state_of_a_newer_slurm_counts_as_running(tmp_path, monkeypatch):
