@@ -17,16 +17,6 @@ from experiments.sweep import sweep_names
 from tests.experiments.tiny import ROOT, experiments
 
 
-def without_slurm(*words: object, **options: int) -> str:
-    """Run a command on a machine that has no SLURM on its PATH."""
-    path = os.environ["PATH"]
-    os.environ["PATH"] = str(Path(sys.executable).parent)
-    try:
-        return experiments(*words, **options)  # type: ignore[arg-type]
-    finally:
-        os.environ["PATH"] = path
-
-
 def test_list_shows_every_sweep_on_a_line():
     lines = experiments(Path("runs"), "list").splitlines()
     assert [line.split()[0] for line in lines] == sweep_names()
@@ -80,8 +70,9 @@ def test_wrong_input_is_one_line_on_stderr(tiny, runs):
         assert "Traceback" not in said
 
 
-def test_a_machine_without_slurm(tiny, runs):
-    said = without_slurm(runs, "submit", tiny.sweep(), status=1)
+def test_a_machine_without_slurm(tiny, runs, monkeypatch):
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    said = experiments(runs, "submit", tiny.sweep(), status=1)
     assert "error: this machine has no SLURM" in said and "--cluster local" in said
     assert not (runs / "all").exists()
 
