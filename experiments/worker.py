@@ -249,6 +249,7 @@ def run_rank(root: str, identity: str, token: str) -> str:
         if stop is None:
             if start.rank == 0:
                 start.report(state=FINISHED, eta_seconds=0)
+            comm.synchronize()  # a rank that ends badly ends rank 0, which has more to do, with it
             return FINISHED
         if start.rank == 0:
             done = start.state["iteration"]
