@@ -232,10 +232,11 @@ class _Observer:
         if host != socket.gethostname():
             if current.get("state") in ("starting", "running"):
                 return seen(State.RUNNING, f"on {host}, which cannot be asked from here")
-        elif executor == "debug" and current.get("state") == "failed":
-            pass  # the process goes on with another run
-        elif process_lives(job_id, known.get("process_start")):
-            return seen(State.RUNNING, _doing(current))
+        else:
+            # A process that runs one after the other goes on when one of them has failed.
+            left = executor == "debug" and current.get("state") == "failed"
+            if not left and process_lives(job_id, known.get("process_start")):
+                return seen(State.RUNNING, _doing(current))
         if record.get("cancelled"):
             return seen(State.CANCELLED)
         if current.get("state") == "failed":
