@@ -32,6 +32,7 @@ INSTALL_REQUIRES = [
     # is what pip picks, except where a torch without a counterpart (CPU-only) is preferred.
     "torch>=2.4",
     "torchvision>=0.19",
+    "faster-coco-eval>=1.6",
     "filelock>=3.12",
     "fvcore>=0.1.5.post20221221,<0.1.6",
     "iopath>=0.1.7",
@@ -46,7 +47,8 @@ INSTALL_REQUIRES = [
     "submitit>=1.5",
     "tabulate",
     "tensorboard",
-    "wandb>=0.17",
+    "wandb>=0.20",
+    "wandb-workspaces>=0.3",
     "yacs>=0.1.8",
 ]
 

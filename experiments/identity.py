@@ -15,7 +15,9 @@ from typing import Any
 EXCLUDED_KEYS = (
     "OUTPUT_DIR",  # the run folder
     "SOLVER.CHECKPOINT_PERIOD",  # how often weights are saved
-    "VIS_PERIOD",  # pictures for the log
+    "TEST.PICTURES",  # pictures for the log
+    "VIS_PERIOD",  # the same
+    "WANDB",  # where figures go
 )
 """Config keys that cannot change results.
 

@@ -34,7 +34,6 @@ from yolof_d2.data import register_datasets
 from yolof_d2.data.validation import check_datasets
 from yolof_d2.engine import Trainer, check_launch, setup_run
 from yolof_d2.errors import ConfigError, DataError, TrainingStopped, UserError
-from yolof_d2.hooks import peak_memory_mib
 from yolof_d2.provenance import describe_run
 
 from .distributed import init_process_group, leave_process_group
@@ -214,7 +213,13 @@ class ReportProgress(HookBase):
             seconds = timed.median(20)
             changes["seconds_per_iteration"] = seconds
             changes["eta_seconds"] = seconds * (self.trainer.max_iter - done)
-        changes["peak_memory_mib"] = {k: round(v) for k, v in peak_memory_mib().items()}
+        peaks = {
+            kind: round(latest[name][0])
+            for kind in ("process", "allocated", "reserved")
+            if (name := f"train/memory_{kind}_mib") in latest
+        }
+        if peaks:
+            changes["peak_memory_mib"] = peaks
         self._start.report(**changes)
         self._written = time.monotonic()
 

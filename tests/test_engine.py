@@ -307,7 +307,7 @@ def test_a_run_in_any_precision_stays_finite_and_leaves_its_record(make_cfg, tmp
     assert all(math.isfinite(line["total_loss"]) for line in lines if "total_loss" in line)
     last = next(line for line in lines if "total_loss" in line)
     assert last["iteration"] == 15
-    assert last["memory/peak_process_mib"] > 100
+    assert last["train/memory_process_mib"] > 100
     assert {"loss_cls", "loss_box_reg", "lr", "time"} <= last.keys()
 
     summary = json.loads((tmp_path / "summary.json").read_text())

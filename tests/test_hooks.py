@@ -3,14 +3,14 @@ from __future__ import annotations
 import json
 import logging
 import math
-import sys
 
 import pytest
+from detectron2.data import DatasetCatalog
+from detectron2.data.datasets import register_coco_instances
 from detectron2.engine.train_loop import TrainerBase
-from detectron2.utils.events import get_event_storage
 
-from yolof_d2 import hooks
-from yolof_d2.hooks import MemoryMonitor, ResumableBestCheckpointer, RunSummary, peak_memory_mib
+from yolof_d2.data.synthetic import write_synthetic_dataset
+from yolof_d2.hooks import DrawPredictions, ResumableBestCheckpointer, RunSummary
 
 
 class Run(TrainerBase):
@@ -41,31 +41,6 @@ def best(values: list[float], metric: str = "bbox/AP") -> tuple[Saver, Resumable
     return saver, saver.hook
 
 
-def test_peak_memory_is_in_mib_and_never_falls():
-    first = peak_memory_mib()["process"]
-    held = bytearray(64 * hooks.MIB)
-    held[::4096] = b"x" * len(held[::4096])  # touch each page
-    assert 50 < first < 1e5
-    assert peak_memory_mib()["process"] >= first
-
-
-def test_bytes_of_macos_and_kib_of_linux_mean_the_same(monkeypatch):
-    kib = peak_memory_mib()["process"]
-    monkeypatch.setattr(sys, "platform", "darwin")
-    assert peak_memory_mib()["process"] == pytest.approx(kib / 1024, rel=0.2)
-
-
-def test_memory_is_written_every_period_and_after_the_last_iteration():
-    class Check(hooks.HookBase):
-        def after_train(self):
-            name = "memory/peak_process_mib"
-            found.extend(it for _, it in get_event_storage().history(name).values())
-
-    found: list[int] = []
-    Run(MemoryMonitor(period=3), Check()).train(0, 8)
-    assert found == [2, 5, 7]
-
-
 def test_the_best_checkpoint_holds_its_own_value():
     saver, hook = best([1.0, 3.0, 2.0])
     assert saver.saved == [("model_best", 1.0), ("model_best", 3.0)]
@@ -92,18 +67,78 @@ def test_after_loading_only_a_higher_value_is_saved():
     assert saver.saved == [("model_best", 2.5)]
 
 
-def test_the_summary_holds_the_median_time_the_results_and_what_it_is_told(tmp_path):
-    scalars = {i: {"time": seconds} for i, seconds in enumerate([9.0, 1.0, 2.0])}
-    run = Run(RunSummary(str(tmp_path), lambda: {"seed": 5}), scalars=scalars)
-    run._last_eval_results = {"bbox": {"AP": 1.0}}
+def finish(folder, *records: dict, results: dict | None = None) -> dict:
+    """The summary of a run whose metrics are these."""
+    lines = [json.dumps(record) + "\n" for record in records]
+    (folder / "metrics.json").write_text("".join(lines))
+    run = Run(RunSummary(str(folder), 8, lambda: {"seed": 5}))
+    run._last_eval_results = results
     run.train(0, 3)
-    summary = json.loads((tmp_path / "summary.json").read_text())
+    return json.loads((folder / "summary.json").read_text())
+
+
+def test_the_summary_is_of_all_starts_of_a_run(tmp_path):
+    summary = finish(
+        tmp_path,
+        {"iteration": 0, "time": 1.0},
+        {"iteration": 1, "time": 9.0},  # after the checkpoint from which the run went on
+        {"iteration": 1, "time": 3.0},
+        {"iteration": 2, "time": 2.0},
+        results={"bbox": {"AP": 1.0, "APl": math.nan}, "eval": {"seconds": 3.0}},
+    )
     assert summary["median_seconds_per_iteration"] == 2.0
-    assert summary["training_minutes"] == pytest.approx(12 / 60)
-    assert (summary["iterations"], summary["seed"]) == (3, 5)
-    assert summary["results"] == {"bbox": {"AP": 1.0}}
+    assert summary["training_minutes"] == pytest.approx(6 / 60)
+    assert (summary["iterations"], summary["batch_size"], summary["seed"]) == (3, 8, 5)
+    assert summary["results"] == {"bbox": {"AP": 1.0, "APl": None}}
 
 
 def test_a_run_without_evaluation_or_timing_has_a_summary_too(tmp_path):
-    Run(RunSummary(str(tmp_path), dict)).train(0, 1)
-    assert json.loads((tmp_path / "summary.json").read_text())["results"] == {}
+    assert finish(tmp_path)["results"] == {}
+
+
+# Pictures
+
+
+class Evaluates(Run):
+    """A run with an evaluation in the iterations named, and after the last."""
+
+    def __init__(self, hook, at: list[int]):
+        super().__init__(hook, scalars={i: {"eval/seconds": 1.0} for i in at})
+
+    def after_train(self):
+        self.storage.iter = self.iter
+        self.storage.put_scalar("eval/seconds", 1.0, smoothing_hint=False)
+        super().after_train()
+
+
+@pytest.fixture
+def drawn(tmp_path):
+    data = write_synthetic_dataset(tmp_path / "data", num_train=1, num_val=4, image_size=(32, 32))
+    name = f"pictures_{tmp_path.name}"
+    register_coco_instances(name, {}, data.val_json, data.image_folder)
+    (tmp_path / "inference").mkdir()
+    (tmp_path / "inference" / "coco_instances_results.json").write_text("[]")
+    yield lambda period: DrawPredictions(name, str(tmp_path), num_images=2, period=period)
+    DatasetCatalog.remove(name)
+
+
+@pytest.mark.parametrize(("period", "expected"), [(0, [12]), (4, [3, 7, 12]), (3, [12])])
+def test_pictures_are_drawn_where_an_evaluation_falls_on_their_period(
+    drawn, tmp_path, period, expected
+):
+    run = Evaluates(drawn(period), at=[3, 7])
+    run.train(0, 12)
+    names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+    assert names == [f"{i:07d}.png" for i in expected]
+    assert [(name, i) for name, _, i in run.storage._vis_data] == [
+        ("predictions", i) for i in expected
+    ]
+    _, image, _ = run.storage._vis_data[-1]
+    assert image.dtype == "uint8" and image.shape[0] == 3
+
+
+def test_an_image_that_has_gone_does_not_stop_a_run(drawn, tmp_path, caplog):
+    for path in (tmp_path / "data" / "images").iterdir():
+        path.unlink()
+    Evaluates(drawn(0), at=[]).train(0, 2)
+    assert "No picture" in caplog.text

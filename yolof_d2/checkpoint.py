@@ -5,11 +5,13 @@ scratch.
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils.events import get_event_storage, has_event_storage
 
 from .errors import ConfigError
 
@@ -27,12 +29,15 @@ class StrictDetectionCheckpointer(DetectionCheckpointer):
     def save(self, name: str, **kwargs: Any) -> None:
         """Save model and checkpointables as ``name.pth``, then name it in ``last_checkpoint``.
 
+        While training, how long it took is written as the scalar ``checkpoint/seconds``.
+
         Args:
             name: file name without its ending.
             kwargs: more to save, such as ``iteration``.
         """
         if not self.save_dir or not self.save_to_disk:
             return
+        start = time.perf_counter()
         data = {"model": self.model.state_dict()}
         data.update({key: held.state_dict() for key, held in self.checkpointables.items()})
         data.update(kwargs)
@@ -44,6 +49,9 @@ class StrictDetectionCheckpointer(DetectionCheckpointer):
             os.fsync(file.fileno())
         partial.replace(Path(self.save_dir, f"{name}.pth"))
         self.tag_last_checkpoint(f"{name}.pth")
+        if has_event_storage():
+            seconds = time.perf_counter() - start
+            get_event_storage().put_scalar("checkpoint/seconds", seconds, smoothing_hint=False)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Name the checkpoint from which a resume starts."""

@@ -132,6 +132,19 @@ def add_yolof_config(cfg: CfgNode) -> None:
     cfg.TEST.BEST_METRIC = (
         "bbox/AP"  # the checkpoint with the highest value is kept as model_best.pth; "" is off
     )
+    # Ground truth beside predictions, of the first NUM_IMAGES images (0 is off): every PERIOD
+    # iterations, where an evaluation falls on them, and after the last evaluation.
+    cfg.TEST.PICTURES = CfgNode({"NUM_IMAGES": 4, "PERIOD": 0})
+    # Logging to Weights & Biases. Its own environment variables (WANDB_MODE, ...) count too.
+    cfg.WANDB = CfgNode(
+        {
+            "ENABLED": False,
+            "PROJECT": "yolof_d2",  # or WANDB_PROJECT
+            "ENTITY": "",  # user or team, or WANDB_ENTITY; "" is the key's own
+            "TAGS": (),  # beside WANDB_TAGS
+            "LOG_MODEL": False,  # upload the final weights as an artifact
+        }
+    )
 
 
 def _add_backbone_config(cfg: CfgNode) -> None:

@@ -22,13 +22,22 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.modeling import build_model
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
+from detectron2.utils.events import CommonMetricPrinter, EventWriter, TensorboardXWriter
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
 from .checkpoint import StrictDetectionCheckpointer
 from .data import build_mapper, build_mosaic_mapper, register_datasets
 from .errors import ConfigError
-from .hooks import MemoryMonitor, ResumableBestCheckpointer, RunSummary, StopOnRequest
+from .hooks import (
+    AverageBatchNorm,
+    DrawPredictions,
+    ResumableBestCheckpointer,
+    RunSummary,
+    StopOnRequest,
+)
+from .measurements import GradientNorm, TrainingMeasurements, measure_evaluation
+from .metrics import MetricsWriter
 from .plugins import load_plugins
 from .provenance import describe_run
 from .train_loop import MixedPrecisionTrainer
@@ -166,20 +175,58 @@ class Trainer(DefaultTrainer):
         """COCO evaluation; detections go to ``OUTPUT_DIR/inference``."""
         return COCOEvaluator(dataset_name, output_dir=os.path.join(cfg.OUTPUT_DIR, "inference"))
 
+    @classmethod
+    def test(cls, cfg: CfgNode, model: torch.nn.Module, evaluators: Any = None) -> dict[str, Any]:
+        """Evaluate, as Detectron2 does; the results also have what it cost, under ``eval``."""
+        with measure_evaluation(model) as measured:
+            results = super().test(cfg, model, evaluators)
+        return {**results, "eval": measured} if measured else results
+
+    def build_writers(self) -> list[EventWriter]:
+        """Detectron2's writers: the log, ``metrics.json``, TensorBoard."""
+        folder = self.cfg.OUTPUT_DIR
+        PathManager.mkdirs(folder)
+        return [
+            CommonMetricPrinter(self.max_iter),
+            MetricsWriter(os.path.join(folder, "metrics.json")),
+            TensorboardXWriter(folder),
+        ]
+
     def build_hooks(self) -> list[HookBase]:
-        """Detectron2's hooks, with memory, best checkpoint and summary."""
-        hooks = [MemoryMonitor(), *super().build_hooks()]
+        """Detectron2's hooks, with measurements, equal batch statistics, best checkpoint, pictures
+        and summary.
+        """
+        cfg = self.cfg
+        model = self._trainer.bare_model
+        trained = [p for p in model.parameters() if p.requires_grad]
+        self._trainer.register_hooks([GradientNorm(trained, self.max_iter)])
+        hooks = super().build_hooks()
+        # Behind timer, learning rate and precise batch norm; before what saves or evaluates.
+        hooks[3:3] = [
+            AverageBatchNorm(model),
+            TrainingMeasurements(model, cfg.SOLVER.IMS_PER_BATCH),
+        ]
         if comm.is_main_process():
             writer = (
                 hooks.pop()
             )  # Detectron2 puts it last, so that it writes what the others measured
-            if self.cfg.TEST.BEST_METRIC:
+            if cfg.TEST.BEST_METRIC:
                 hooks.append(
                     ResumableBestCheckpointer(
-                        self.cfg.TEST.EVAL_PERIOD, self.checkpointer, self.cfg.TEST.BEST_METRIC
+                        cfg.TEST.EVAL_PERIOD, self.checkpointer, cfg.TEST.BEST_METRIC
                     )
                 )
-            hooks += [writer, RunSummary(self.cfg.OUTPUT_DIR, self._describe)]
+            if cfg.TEST.PICTURES.NUM_IMAGES and cfg.DATASETS.TEST:
+                hooks.append(
+                    DrawPredictions(
+                        cfg.DATASETS.TEST[0],
+                        cfg.OUTPUT_DIR,
+                        num_images=cfg.TEST.PICTURES.NUM_IMAGES,
+                        period=cfg.TEST.PICTURES.PERIOD,
+                    )
+                )
+            summary = RunSummary(cfg.OUTPUT_DIR, cfg.SOLVER.IMS_PER_BATCH, self._describe)
+            hooks += [writer, summary]
         return [*hooks, StopOnRequest(self.checkpointer)]
 
     def register_hooks(self, hooks: list[HookBase | None]) -> None:

@@ -1,62 +1,69 @@
-"""Training hooks: memory, best checkpoint, a stop on request, and the summary at the end."""
+"""Training hooks: equal batch statistics, best checkpoint, pictures, a stop on request, and the
+summary at the end.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
-import os
-import resource
-import sys
 from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+import torch.distributed as dist
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import BestCheckpointer, HookBase
-from detectron2.utils.events import get_event_storage
+from detectron2.utils import comm
 from detectron2.utils.logger import create_small_table
 from fvcore.common.checkpoint import Checkpointer
+from PIL import Image
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .errors import TrainingStopped
+from .metrics import read_metrics, summarise
+from .visualize import draw_images, pick_images
 
 logger = logging.getLogger(__name__)
 
-MIB = 1024**2
 
+class AverageBatchNorm(HookBase):
+    """Keeps the running statistics of batch normalisation equal on all ranks: their mean.
 
-def peak_memory_mib() -> dict[str, float]:
-    """Highest memory use so far, in MiB: ``process`` (resident), and on a GPU ``allocated`` and
-    ``reserved``.
-    """
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
-    peak = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MIB}
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        peak["allocated"] = torch.cuda.max_memory_allocated() / MIB
-        peak["reserved"] = torch.cuda.max_memory_reserved() / MIB
-    return peak
-
-
-class MemoryMonitor(HookBase):
-    """Writes the peak memory of this process as scalars
-    ``memory/peak_{process,allocated,reserved}_mib``.
+    Each rank's statistics follow its own images. Without this, every rank would evaluate its share
+    of the images with a model of its own, of which a checkpoint holds only the main rank's. A
+    running mean of means is the mean of running means, so that averaging in every iteration gives
+    what averaging before each evaluation would; and no checkpoint, whenever it is saved, differs.
+    Training itself does not read them.
     """
 
-    def __init__(self, period: int = 20):
+    def __init__(self, model: nn.Module):
         """
         Args:
-            period: iterations between two readings.
+            model: in training mode, not wrapped for several ranks.
         """
-        self._period = period
+        # SyncBN has them equal already; those of layers that are not trained stay as they are.
+        self._buffers = [
+            buffer
+            for module in model.modules()
+            if isinstance(module, _BatchNorm) and not isinstance(module, nn.SyncBatchNorm)
+            if module.training and module.track_running_stats
+            for buffer in (module.running_mean, module.running_var)
+            if buffer is not None
+        ]
 
+    @torch.no_grad()
     def after_step(self) -> None:
-        if (
-            self.trainer.iter + 1
-        ) % self._period == 0 or self.trainer.iter + 1 == self.trainer.max_iter:
-            scalars = {
-                f"memory/peak_{name}_mib": value for name, value in peak_memory_mib().items()
-            }
-            get_event_storage().put_scalars(smoothing_hint=False, **scalars)
+        ranks = comm.get_world_size()
+        if ranks == 1 or not self._buffers:
+            return
+        together = torch.cat(self._buffers)
+        dist.all_reduce(together)
+        together /= ranks
+        torch._foreach_copy_(self._buffers, together.split([len(b) for b in self._buffers]))
 
 
 class ResumableBestCheckpointer(BestCheckpointer):
@@ -105,19 +112,75 @@ class StopOnRequest(HookBase):
             raise TrainingStopped(reason)
 
 
-class RunSummary(HookBase):
-    """At the end of a finished run, logs results, speed and memory, and writes them to
-    ``summary.json``.
+class DrawPredictions(HookBase):
+    """Draws ground truth beside predictions, always of the same images, after evaluations.
+
+    The picture goes to ``OUTPUT_DIR/pictures`` and, as ``predictions``, into the event storage. It
+    runs on the main rank, after ``EvalHook``.
     """
 
-    def __init__(self, output_dir: str, describe: Callable[[], dict[str, Any]]):
+    def __init__(self, dataset: str, output_dir: str, *, num_images: int, period: int):
+        """
+        Args:
+            dataset: name of the evaluated data set.
+            output_dir: the run's.
+            num_images: images of a picture.
+            period: iterations between pictures, where an evaluation falls on them; 0 for the last
+                evaluation alone, which always has one.
+        """
+        self._dataset = dataset
+        self._folder = Path(output_dir)
+        self._num_images = num_images
+        self._period = period
+
+    def after_step(self) -> None:
+        if self._period and (self.trainer.iter + 1) % self._period == 0:
+            self._draw()
+
+    def after_train(self) -> None:
+        if self.trainer.iter >= self.trainer.max_iter:
+            self._draw()
+
+    def _draw(self) -> None:
+        evaluated = self.trainer.storage.latest().get("eval/seconds", (0, None))[1]
+        if evaluated != self.trainer.iter:
+            return
+        try:
+            picture = draw_images(
+                self._records,
+                MetadataCatalog.get(self._dataset),
+                self._folder / "inference" / "coco_instances_results.json",
+            )
+            path = self._folder / "pictures" / f"{self.trainer.iter:07d}.png"
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(picture).save(path)
+        except OSError as error:  # an image that has gone, a full disk
+            logger.warning("No picture of the predictions: %s", error)
+            return
+        self.trainer.storage.put_image("predictions", picture.transpose(2, 0, 1))
+
+    @cached_property
+    def _records(self) -> list[dict[str, Any]]:
+        return pick_images(DatasetCatalog.get(self._dataset), self._num_images)
+
+
+class RunSummary(HookBase):
+    """At the end of a finished run, logs results, speed and memory, and writes them to
+    ``summary.json``: a digest of ``metrics.json``, of all starts of the run.
+
+    It must come after what writes ``metrics.json``.
+    """
+
+    def __init__(self, output_dir: str, batch_size: int, describe: Callable[[], dict[str, Any]]):
         """
         Args:
             output_dir: where ``summary.json`` goes.
+            batch_size: images of an iteration, of all ranks.
             describe: returns what else to record (provenance); called at the start, as the code may
                 change on disk while it runs.
         """
-        self._path = os.path.join(output_dir, "summary.json")
+        self._folder = Path(output_dir)
+        self._batch_size = batch_size
         self._describe = describe
 
     def before_train(self) -> None:
@@ -126,22 +189,19 @@ class RunSummary(HookBase):
     def after_train(self) -> None:
         if self.trainer.iter < self.trainer.max_iter:  # stopped early: an error, or a signal
             return
-        # Detectron2 does not time the first iterations; a resumed run may have none left to do.
-        timed = get_event_storage().histories().get("time")
-        seconds = [value for value, _ in timed.values()] if timed else [float("nan")]
-        results = getattr(self.trainer, "_last_eval_results", None) or {}
+        results = dict(getattr(self.trainer, "_last_eval_results", None) or {})
+        results.pop("eval", None)  # what the evaluation cost is among the other measurements
         summary = {
             "iterations": self.trainer.max_iter,
-            "median_seconds_per_iteration": float(np.median(seconds)),
-            "training_minutes": float(np.sum(seconds)) / 60,
-            "peak_memory_mib": {name: round(value, 1) for name, value in peak_memory_mib().items()},
+            "batch_size": self._batch_size,
+            **summarise(read_metrics(self._folder / "metrics.json")),
             "results": results,
             **self._provenance,
         }
-        partial = f"{self._path}.partial"  # who finds the file finds all of it
-        with open(partial, "w") as file:
-            json.dump(_nan_to_none(summary), file, indent=2, allow_nan=False)
-        os.replace(partial, self._path)
+        path = self._folder / "summary.json"
+        partial = path.with_name("summary.json.partial")  # who finds the file finds all of it
+        partial.write_text(json.dumps(_nan_to_none(summary), indent=2, allow_nan=False))
+        partial.replace(path)
         boxes = results.get("bbox", {})
         row = {
             name: boxes[name]
@@ -149,8 +209,8 @@ class RunSummary(HookBase):
             if name in boxes
         }
         row["s/iter"] = summary["median_seconds_per_iteration"]
-        row.update({f"{name} MiB": value for name, value in peak_memory_mib().items()})
-        logger.info("Finished; written to %s\n%s", self._path, create_small_table(row))
+        row.update({f"{name} MiB": value for name, value in summary["peak_memory_mib"].items()})
+        logger.info("Finished; written to %s\n%s", path, create_small_table(row))
 
 
 def _nan_to_none(value: Any) -> Any:

@@ -83,7 +83,7 @@ class MixedPrecisionTrainer(SimpleTrainer):
             finding = f"rank {comm.get_rank()}: {losses}, image ids: {images}"
         # Every rank learns of it, so that all stop here instead of waiting for each other. What a
         # checkpoint must hold of every rank comes in the same message, and whether to stop.
-        normalizer = getattr(self._bare_model, "loss_normalizer", None)
+        normalizer = getattr(self.bare_model, "loss_normalizer", None)
         gathered = comm.all_gather((finding, normalizer, self.stop_request))
         self._loss_normalizers = [value for _, value, _ in gathered if value is not None]
         self.agreed_stop = next((reason for _, _, reason in gathered if reason), "")
@@ -97,7 +97,8 @@ class MixedPrecisionTrainer(SimpleTrainer):
             )
 
     @property
-    def _bare_model(self) -> torch.nn.Module:
+    def bare_model(self) -> torch.nn.Module:
+        """The model, without the wrapper for several ranks."""
         wrapped = isinstance(self.model, DistributedDataParallel)
         return self.model.module if wrapped else self.model
 
@@ -126,4 +127,4 @@ class MixedPrecisionTrainer(SimpleTrainer):
             if len(normalizers) != ranks:  # the same batch, shared out among more or fewer
                 normalizers = [sum(normalizers) / ranks] * ranks
             self._loss_normalizers = normalizers
-            self._bare_model.loss_normalizer = normalizers[comm.get_rank()]
+            self.bare_model.loss_normalizer = normalizers[comm.get_rank()]

@@ -24,6 +24,7 @@ from .errors import DataError, UserError
 
 logger = logging.getLogger("yolof_d2.visualize")
 
+SCORE_THRESH = 0.4
 _COLORS = (
     "red",
     "blue",
@@ -39,7 +40,7 @@ _COLORS = (
 
 
 def draw_run(
-    run_folder: Path, output: Path, *, num_images: int = 8, score_thresh: float = 0.4
+    run_folder: Path, output: Path, *, num_images: int = 8, score_thresh: float = SCORE_THRESH
 ) -> None:
     """Save one picture with a row per image: ground truth on the left, predictions on the right.
 
@@ -68,28 +69,55 @@ def draw_run(
     records = DatasetCatalog.get(name)
     metadata = MetadataCatalog.get(name)
 
+    picked = pick_images(records, num_images)
+    picture = draw_images(picked, metadata, detections_file, score_thresh=score_thresh)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(output)
+    logger.info(
+        "%d images (left: ground truth, right: predictions with score >= %s): %s",
+        len(picked),
+        score_thresh,
+        output,
+    )
+
+
+def pick_images(records: list[dict], num_images: int) -> list[dict]:
+    """Some of each, the same every time: the most crowded images show the hard cases, the emptiest
+    one shows false alarms.
+    """
+    ordered = sorted(records, key=lambda record: -len(record["annotations"]))
+    return ordered[: num_images - 1] + ordered[num_images - 1 :][-1:]
+
+
+def draw_images(
+    records: Sequence[dict],
+    metadata: Metadata,
+    detections_file: Path,
+    *,
+    score_thresh: float = SCORE_THRESH,
+) -> np.ndarray:
+    """Draw a row per image: ground truth on the left, predictions on the right.
+
+    Args:
+        records: images of a data set, with their annotations.
+        metadata: of the data set.
+        detections_file: ``coco_instances_results.json``.
+        score_thresh: predictions below it are not drawn.
+
+    Returns:
+        uint8 (H, W, 3), RGB.
+    """
     by_image = defaultdict(list)
     for detection in json.loads(detections_file.read_text()):
         if detection["score"] >= score_thresh:
             by_image[detection["image_id"]].append(detection)
-
-    records.sort(key=lambda record: -len(record["annotations"]))
-    # Some of each: crowded images show the hard cases, the last ones (often empty) show false
-    # alarms.
-    picked = records[: num_images - 1] + records[num_images - 1 :][-1:]
-    rows = [_draw_row(record, by_image[record["image_id"]], metadata) for record in picked]
+    rows = [_draw_row(record, by_image[record["image_id"]], metadata) for record in records]
     width = max(row.shape[1] for row in rows)
-    rows = [
-        np.pad(row, ((0, 6), (0, width - row.shape[1]), (0, 0)), constant_values=255)
-        for row in rows
-    ]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.concatenate(rows)).save(output)
-    logger.info(
-        "%d images (left: ground truth, right: predictions with score >= %s): %s",
-        len(rows),
-        score_thresh,
-        output,
+    return np.concatenate(
+        [
+            np.pad(row, ((0, 6), (0, width - row.shape[1]), (0, 0)), constant_values=255)
+            for row in rows
+        ]
     )
 
 
@@ -133,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--output", type=Path, help="picture to write (default: RUN_FOLDER/predictions.png)"
     )
     parser.add_argument("--num-images", type=int, default=8)
-    parser.add_argument("--score-thresh", type=float, default=0.4)
+    parser.add_argument("--score-thresh", type=float, default=SCORE_THRESH)
     args = parser.parse_args(arguments)
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO)

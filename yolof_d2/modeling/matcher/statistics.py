@@ -14,7 +14,18 @@ from .build import IGNORED, GroundTruth, MatchResult
 SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, math.inf)}
 
 
-@torch.no_grad()
+_SCOPES = ("", *(f"_{size}" for size in SIZES))
+COUNTS = (
+    *(f"gt{scope}" for scope in _SCOPES),
+    *(f"positives{scope}" for scope in _SCOPES),
+    "anchors",
+    "ignored_anchors",
+    "positive_anchors",
+    "contested_anchors",
+)
+"""What the elements of a vector of counts are; those of several batches may be added up."""
+
+
 def match_statistics(
     match: MatchResult, ground_truth: GroundTruth, num_classes: int
 ) -> dict[str, Tensor]:
@@ -40,21 +51,79 @@ def match_statistics(
         - ``contested_anchor_share``: share of positive anchors that are in positives of two or more
           ground truths; 0 without positive anchors.
     """
-    is_pair = _distinct_pairs(match, num_gt=ground_truth.valid.shape[1])
-    num_positives = is_pair.sum(dim=2)
-    area = box_area(ground_truth.boxes)
-    statistics = {"positives_per_gt": _mean_where(num_positives, ground_truth.valid)}
-    for name, (lower, upper) in SIZES.items():
-        of_size = ground_truth.valid & (lower <= area) & (area < upper)
-        statistics[f"positives_per_gt_{name}"] = _mean_where(num_positives, of_size)
+    return statistics_from_counts(count_matches(match, ground_truth, num_classes))
 
-    ignored = match.labels == IGNORED
-    positive = ~ignored & (match.labels != num_classes)
-    contested = positive & (is_pair.sum(dim=1) >= 2)
-    statistics["ignored_anchor_share"] = ignored.float().mean()
-    statistics["positive_anchor_share"] = positive.float().mean()
-    statistics["contested_anchor_share"] = contested.sum() / positive.sum().clamp(min=1)
-    return statistics
+
+@torch.no_grad()
+def count_matches(match: MatchResult, ground_truth: GroundTruth, num_classes: int) -> Tensor:
+    """Count what :func:`match_statistics` is made of.
+
+    Returns:
+        int64 (12,), in the order of :data:`COUNTS`.
+    """
+    is_pair = _distinct_pairs(match, num_gt=ground_truth.valid.shape[1])
+    area = box_area(ground_truth.boxes)
+    positive = (match.labels != IGNORED) & (match.labels != num_classes)
+    return torch.stack(
+        [
+            *(of_size.sum() for of_size in _by_size(ground_truth.valid, area)),
+            *(
+                (is_pair.sum(dim=2) * of_size).sum()
+                for of_size in _by_size(ground_truth.valid, area)
+            ),
+            *_count_anchors(match.labels, positive),
+            (positive & (is_pair.sum(dim=1) >= 2)).sum(),
+        ]
+    )
+
+
+@torch.no_grad()
+def count_labelled_anchors(
+    labels: Tensor, matched_boxes: Tensor, ground_truth: GroundTruth, num_classes: int
+) -> Tensor:
+    """The same of a model that gives each anchor at most one ground truth, as RetinaNet does.
+
+    Args:
+        labels: int64 (N, R), as those of a :class:`MatchResult`.
+        matched_boxes: (N, R, 4) XYXY, the ground truth of each positive anchor.
+        ground_truth: what was matched.
+        num_classes: K.
+
+    Returns:
+        int64 (12,), in the order of :data:`COUNTS`; no anchor is contested.
+    """
+    positive = (labels != IGNORED) & (labels != num_classes)
+    return torch.stack(
+        [
+            *(of.sum() for of in _by_size(ground_truth.valid, box_area(ground_truth.boxes))),
+            *(of.sum() for of in _by_size(positive, box_area(matched_boxes))),
+            *_count_anchors(labels, positive),
+            labels.new_zeros(()),
+        ]
+    )
+
+
+def statistics_from_counts(counts: Tensor) -> dict[str, Tensor]:
+    """Divide counts, (12,) in the order of :data:`COUNTS`; see :func:`match_statistics`."""
+    count = dict(zip(COUNTS, counts, strict=True))
+    anchors = count["anchors"]
+    return {
+        **{f"positives_per_gt{s}": count[f"positives{s}"] / count[f"gt{s}"] for s in _SCOPES},
+        "ignored_anchor_share": count["ignored_anchors"] / anchors,
+        "positive_anchor_share": count["positive_anchors"] / anchors,
+        "contested_anchor_share": count["contested_anchors"]
+        / count["positive_anchors"].clamp(min=1),
+    }
+
+
+def _by_size(mask: Tensor, area: Tensor) -> list[Tensor]:
+    """``mask`` for all sizes, and for each of :data:`SIZES`."""
+    return [mask, *(mask & (lower <= area) & (area < upper) for lower, upper in SIZES.values())]
+
+
+def _count_anchors(labels: Tensor, positive: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    num_anchors = torch.full((), labels.numel(), dtype=torch.int64, device=labels.device)
+    return num_anchors, (labels == IGNORED).sum(), positive.sum()
 
 
 def _distinct_pairs(match: MatchResult, num_gt: int) -> Tensor:
@@ -68,8 +137,3 @@ def _distinct_pairs(match: MatchResult, num_gt: int) -> Tensor:
         1, slot, True
     )
     return found[:, :-1].unflatten(1, (num_gt, num_anchors))
-
-
-def _mean_where(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of the ``values`` that ``mask`` selects; NaN when it selects none."""
-    return values.masked_fill(~mask, 0).sum() / mask.sum()
