@@ -15,7 +15,15 @@ from typing import Any
 
 import torch
 
-_PACKAGES = ("yolof_d2", "detectron2", "torch", "torchvision", "numpy", "pycocotools")
+_PACKAGES = (
+    "yolof_d2",
+    "detectron2",
+    "torch",
+    "torchvision",
+    "numpy",
+    "pycocotools",
+    "faster-coco-eval",
+)
 
 
 def describe_run() -> dict[str, Any]:

@@ -1,0 +1,160 @@
+"""Which errors cost a run its AP50, and two runs beside each other.
+
+python -m yolof_d2.evaluation RUN_FOLDER [OTHER_RUN_FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import MetadataCatalog
+from tabulate import tabulate
+
+from yolof_d2.config import build_cfg
+from yolof_d2.data import register_datasets
+from yolof_d2.data.datasets import read_coco_json
+from yolof_d2.errors import DataError, UserError
+
+from .errors import ERROR_KINDS, ErrorAnalysis, analyse_errors
+
+logger = logging.getLogger("yolof_d2.evaluation")
+
+
+def analyse_runs(run_folders: Sequence[Path]) -> list[ErrorAnalysis]:
+    """Analyse the last evaluation of runs, from their ``config.yaml`` and their detections.
+
+    Args:
+        run_folders: the ``OUTPUT_DIR`` of each.
+
+    Raises:
+        DataError: a folder holds no evaluated run, its ground truth cannot be read, or runs were
+        evaluated on different ground truth.
+        ConfigError: a config cannot be read.
+    """
+    truths = [_read_ground_truth(folder) for folder in run_folders]
+    for folder, truth in zip(run_folders[1:], truths[1:], strict=True):
+        if truth != truths[0]:
+            raise DataError(
+                f"{run_folders[0]} and {folder} were evaluated on different ground truth; their "
+                "errors cannot be compared"
+            )
+    return [
+        analyse_errors(truth, _read_detections(folder))
+        for folder, truth in zip(run_folders, truths, strict=True)
+    ]
+
+
+def _read_ground_truth(run_folder: Path) -> dict[str, Any]:
+    cfg = build_cfg(str(_find(run_folder, "config.yaml")))
+    register_datasets(cfg, eval_only=True)
+    if not cfg.DATASETS.TEST:
+        raise DataError(f"{run_folder}: DATASETS.TEST is empty; the run was never evaluated")
+    name = cfg.DATASETS.TEST[-1]  # each one's detections replace those of the one before
+    json_file = MetadataCatalog.get(name).get("json_file")
+    if json_file is None:
+        raise DataError(f"{run_folder}: data set {name} is not known, or has no COCO json")
+    document = read_coco_json(json_file)
+    missing = {"images", "annotations", "categories"} - set(document)
+    if missing:
+        raise DataError(f"{json_file} has no {', '.join(sorted(missing))}")
+    return {key: document[key] for key in ("images", "annotations", "categories")}
+
+
+def _read_detections(run_folder: Path) -> list[dict[str, Any]]:
+    path = _find(run_folder, "inference/coco_instances_results.json")
+    try:
+        detections: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} is damaged ({error}); evaluate the run again") from error
+    return detections
+
+
+def _find(run_folder: Path, name: str) -> Path:
+    path = run_folder / name
+    if not path.is_file():
+        raise DataError(
+            f"{path} is missing: {run_folder} must be the OUTPUT_DIR of an evaluated run"
+        )
+    return path
+
+
+def subtract(a: ErrorAnalysis, b: ErrorAnalysis) -> ErrorAnalysis:
+    """``a`` minus ``b``, each figure."""
+    return ErrorAnalysis(
+        ap50=a.ap50 - b.ap50,
+        gains={kind: a.gains[kind] - b.gains[kind] for kind in ERROR_KINDS},
+        counts={kind: a.counts[kind] - b.counts[kind] for kind in ERROR_KINDS},
+    )
+
+
+def format_table(names: Sequence[str], analyses: Sequence[ErrorAnalysis]) -> str:
+    """A column for each analysis: AP50, then points and number of errors of each kind."""
+    rows = [["AP50", *(f"{analysis.ap50:.2f}" for analysis in analyses)]]
+    for kind in ERROR_KINDS:
+        cells = (f"{analysis.gains[kind]:.2f} ({analysis.counts[kind]})" for analysis in analyses)
+        rows.append([kind, *cells])
+    return tabulate(
+        rows,
+        headers=["AP50 points (errors)", *names],
+        disable_numparse=True,
+        colalign=["left"] + ["right"] * len(names),
+    )
+
+
+def _to_json(analysis: ErrorAnalysis) -> dict[str, Any]:
+    """JSON cannot hold NaN: null stands for it."""
+    gains = {kind: None if math.isnan(value) else value for kind, value in analysis.gains.items()}
+    ap50 = None if math.isnan(analysis.ap50) else analysis.ap50
+    return {"ap50": ap50, "gains": gains, "counts": analysis.counts}
+
+
+def _report(run_folders: Sequence[Path], json_file: Path | None) -> None:
+    """Show the table of one run or two, and write the same as json."""
+    analyses = analyse_runs(run_folders)
+    names = [str(folder) for folder in run_folders]
+    content: dict[str, Any] = {
+        "runs": [
+            {"run_folder": name, **_to_json(analysis)}
+            for name, analysis in zip(names, analyses, strict=True)
+        ]
+    }
+    if len(analyses) == 2:
+        names.append("difference")
+        analyses.append(subtract(analyses[1], analyses[0]))
+        content["difference"] = _to_json(analyses[2])
+    sys.stdout.write(format_table(names, analyses) + "\n")
+    if json_file:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(json.dumps(content, indent=2, allow_nan=False))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m yolof_d2.evaluation",
+        description="Which kinds of errors cost a run its AP50: the points that mending all errors "
+        "of a kind would bring. With two runs, also the second minus the first.",
+    )
+    parser.add_argument("run_folder", type=Path, help="OUTPUT_DIR of an evaluated run")
+    parser.add_argument("other_run_folder", type=Path, nargs="?", help="one to compare with it")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    args = parser.parse_args(arguments)
+    logging.basicConfig(format="%(message)s")
+    folders = [folder for folder in (args.run_folder, args.other_run_folder) if folder]
+    try:
+        _report(folders, args.json)
+    except (UserError, OSError) as error:
+        logger.error("error: %s", error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
