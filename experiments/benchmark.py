@@ -1,125 +1,114 @@
-"""How long the commands take with many runs: prints figures, asserts nothing.
-
-python -m experiments.benchmark [--runs 1000]
-
-Plans a sweep of that many runs cold and again, then shows status and report of as many finished
-runs, each in a process of its own as a user starts it. It works in a temporary folder.
-"""
+"""What models cost, side by side: ``python -m experiments benchmark``."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import subprocess
-import sys
-import tempfile
-import time
+import logging
 from pathlib import Path
 
-import yaml
+from .errors import ExperimentError
+from .files import write_json, write_text
 
-from .files import write_json
-
-ROOT = Path(__file__).parents[1]
-
-
-def sweep_of(runs: int) -> dict:
-    """A sweep of about as many runs as asked for, five seeds each, with 10 distinct models."""
-    rates = max(1, runs // 50)
-    return {
-        "question": "How fast are the commands?",
-        "config": "configs/yolof_R_50_C5_1x.yaml",
-        "axes": {
-            "k": {"key": "MODEL.YOLOF.MATCHER.UNIFORM.TOPK", "values": list(range(1, 11))},
-            "lr": {
-                "key": "SOLVER.BASE_LR",
-                "values": [round(0.01 + 0.001 * step, 4) for step in range(rates)],
-            },
-        },
-        "baseline": {"k": "4", "lr": "0.01"},
-        "seeds": [0, 1, 2, 3, 4],
-    }
+DEFAULT_CONFIGS = (
+    "configs/yolof_R_50_C5_1x.yaml",
+    "configs/baselines/retinanet_R_50_FPN_1x_yolof_recipe.yaml",
+)
+# (on a GPU, on a CPU): there, a step of the default models takes seconds.
+_BATCH_SIZE = ((2, 1), (1, 1))
+_WARMUP = (50, 1)
+_ITERATIONS = (200, 6)
 
 
-def pretend_finished(ledger: Path, sweep_file: Path) -> None:
-    """Leave what finished runs leave, without training."""
-    from .ledger import Ledger
-    from .resolve import resolve_runs
-    from .sweep import load_sweep
-
-    loaded = load_sweep(str(sweep_file))
-    records = Ledger(ledger)
-    resolved = resolve_runs(loaded, records.cache)
-    records.write_sweep(loaded, resolved)
-    identities = [each.id for each in resolved]
-    record = {"token": "t", "executor": "slurm", "job_name": "t", "job_id": "1"}
-    records.write_submission({**record, "runs": identities})
-    records.claim("t", identities)
-    box = dict.fromkeys(("AP", "AP50", "AP75", "APs", "APm", "APl"), 37.7)
-    summary = {
-        "results": {"bbox": {**box, **{f"AP-class {i}": 37.7 for i in range(80)}}},
-        "median_seconds_per_iteration": 0.5,
-        "iterations": 22500,
-        "peak_memory_mib": {"process": 4000, "allocated": 9000},
-        "commit": "0" * 12,
-        "versions": {},
-        "hardware": {"cpu": "", "gpus": ["pretended"]},
-    }
-    for number, each in enumerate(resolved):
-        folder = records.run_folder(each.id)
-        write_json(folder / "summary.json", summary, durable=False)
-        state = {
-            "token": "t",
-            "state": "finished",
-            "iteration": 22500,
-            "max_iteration": 22500,
-            "evaluations": [[7500 * i, 30.0 + i + number % 7] for i in (1, 2, 3)],
-            "attempts": [{}],
-            "seconds_per_iteration": 0.5,
-            "peak_memory_mib": {"allocated": 9000},
-        }
-        write_json(folder / "state.json", state, durable=False)
-
-
-def clock(*words: str) -> float:
-    """Seconds that ``python -m experiments`` takes."""
-    start = time.perf_counter()
-    subprocess.run(
-        [sys.executable, "-m", "experiments", *words],
-        cwd=ROOT,
-        check=True,
-        stdout=subprocess.DEVNULL,
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command line."""
+    parser.add_argument(
+        "configs",
+        nargs="*",
+        metavar="CONFIG",
+        help="config files; the others are compared with the first "
+        "(default: YOLOF R50-C5 and RetinaNet R50-FPN)",
     )
-    return time.perf_counter() - start
-
-
-def main() -> int:
-    """Measure and print; returns the exit status."""
-    parser = argparse.ArgumentParser("python -m experiments.benchmark", description=__doc__)
-    parser.add_argument("--runs", type=int, default=1000, help="a multiple of 50")
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        sweep = folder / "benchmark.yaml"
-        sweep.write_text(yaml.safe_dump(sweep_of(args.runs)))
-        runs = ["--runs", str(folder / "runs")]
-        seconds = {"--help": min(clock("--help") for _ in range(3)), "list": clock("list")}
-        seconds["plan, nothing known"] = clock(*runs, "plan", str(sweep))
-        seconds["plan, nothing changed"] = clock(*runs, "plan", str(sweep))
-        pretend_finished(folder / "runs", sweep)
-        seconds["status"] = clock(*runs, "status", "benchmark")
-        seconds["report without plots"] = clock(*runs, "report", "benchmark", "--no-plots")
-        seconds["report"] = clock(*runs, "report", "benchmark")
-    rounded = {command: round(value, 2) for command, value in seconds.items()}
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    sys.stdout.write(
-        json.dumps({"runs": args.runs, "machine": machine, "seconds": rounded}, indent=2)
+    parser.add_argument(
+        "--size",
+        nargs=2,
+        type=int,
+        default=(800, 1216),
+        metavar=("HEIGHT", "WIDTH"),
+        help="of an image in pixels, before padding (default: 800 1216)",
     )
-    sys.stdout.write("\n")
-    return 0
+    parser.add_argument(
+        "--batch-size",
+        nargs=2,
+        type=int,
+        metavar=("TRAINING", "INFERENCE"),
+        help="images of a step (default: 2 1 on a GPU, 1 1 on a CPU)",
+    )
+    parser.add_argument(
+        "--objects",
+        type=int,
+        default=7,
+        help="ground truth boxes of a training image (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--boxes",
+        type=int,
+        default=300,
+        help="candidates of a test image that pass the score threshold (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--warmup", type=int, help="rounds before those that count (default: 50; 1 on a CPU)"
+    )
+    parser.add_argument("--iterations", type=int, help="rounds that count (default: 200; 6)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("output/benchmark"),
+        help="folder of JSON, table and plot (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--opts",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="KEY VALUE",
+        help="config keys for all models, at the end, such as MODEL.DEVICE cpu or "
+        "SOLVER.AMP.ENABLED True",
+    )
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def run(args: argparse.Namespace) -> str:
+    """Measure, and write what was measured.
+
+    Returns:
+        What to print: the tables, the names of the files, and the ratios last.
+
+    Raises:
+        ExperimentError: a config or an option that cannot be used, or a folder that cannot be
+            written.
+    """
+    from yolof_d2.benchmark.contender import Options
+    from yolof_d2.benchmark.report import describe_ratio, draw, render
+    from yolof_d2.benchmark.run import choose_device, run_benchmark
+    from yolof_d2.errors import UserError
+
+    logging.getLogger("yolof_d2.benchmark").setLevel(logging.INFO)
+    try:
+        on_cpu = choose_device(args.opts) == "cpu"
+        options = Options(
+            size=tuple(args.size),
+            batch_size=tuple(args.batch_size or _BATCH_SIZE[on_cpu]),
+            objects=args.objects,
+            boxes=args.boxes,
+            warmup=_WARMUP[on_cpu] if args.warmup is None else args.warmup,
+            iterations=_ITERATIONS[on_cpu] if args.iterations is None else args.iterations,
+        )
+        record = run_benchmark(args.configs or DEFAULT_CONFIGS, args.opts, options)
+    except UserError as error:
+        raise ExperimentError(str(error)) from error
+
+    text = render(record)
+    files = [args.output / f"benchmark.{suffix}" for suffix in ("json", "md", "png", "svg")]
+    write_json(files[0], record)
+    write_text(files[1], text)
+    draw(record, files[2:])
+    lines = [text, "Written: " + ", ".join(map(str, files))]
+    return "\n".join(lines + [describe_ratio(record, model) for model in record["models"][1:]])

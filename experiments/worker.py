@@ -41,6 +41,7 @@ from .errors import ExperimentError
 from .files import now, read_json, write_json
 from .ledger import Ledger
 from .states import process_start
+from .wandb_identity import wandb_identity
 
 logger = logging.getLogger("yolof_d2.experiments")
 
@@ -276,7 +277,7 @@ def _train(start: Start, signals: _Signals) -> str | None:
     if run is None:
         raise ExperimentError(f"{start.folder / 'run.json'} is missing; submit the run again")
     os.chdir(start.submission["cwd"])
-    os.environ.update(_wandb_environment(run))
+    os.environ.update(_wandb_environment(start))
     if run["config"]["MODEL"]["DEVICE"] == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # for gloo, also where there are GPUs
     init_process_group(
@@ -314,6 +315,8 @@ def _restore(run: dict[str, Any], start: Start) -> CfgNode:
     ]
     cfg = restore_cfg(values)
     cfg.OUTPUT_DIR = str(start.folder)
+    if "WANDB.ENABLED" not in run["overrides"]:
+        cfg.WANDB.ENABLED = True
     cfg.freeze()
     return cfg
 
@@ -411,13 +414,14 @@ def _check_code(start: Start) -> None:
         )
 
 
-def _wandb_environment(run: dict[str, Any]) -> dict[str, str]:
-    """So that whatever logs to Weights & Biases goes on in the same run after a requeue."""
+def _wandb_environment(start: Start) -> dict[str, str]:
+    """So that what logs to Weights & Biases goes on in the same run after a requeue."""
+    here = wandb_identity(start.ledger, start.identity)
     return {
-        "WANDB_RUN_ID": run["wandb"]["id"],
-        "WANDB_NAME": run["wandb"]["name"],
-        "WANDB_RUN_GROUP": run["wandb"]["group"],
-        "WANDB_RESUME": "allow",
+        "WANDB_RUN_ID": here["id"],
+        "WANDB_NAME": here["name"],
+        "WANDB_RUN_GROUP": here["group"],
+        "WANDB_TAGS": ",".join(filter(None, [os.environ.get("WANDB_TAGS"), *here["tags"]])),
     }
 
 

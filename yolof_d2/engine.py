@@ -18,7 +18,6 @@ from detectron2.data import (
 )
 from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, default_setup
 from detectron2.engine.train_loop import TrainerBase
-from detectron2.evaluation import COCOEvaluator
 from detectron2.modeling import build_model
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
@@ -29,6 +28,7 @@ from detectron2.utils.logger import setup_logger
 from .checkpoint import StrictDetectionCheckpointer
 from .data import build_mapper, build_mosaic_mapper, register_datasets
 from .errors import ConfigError
+from .evaluation import COCOBoxEvaluator
 from .hooks import (
     AverageBatchNorm,
     DrawPredictions,
@@ -40,6 +40,7 @@ from .measurements import GradientNorm, TrainingMeasurements, measure_evaluation
 from .metrics import MetricsWriter
 from .plugins import load_plugins
 from .provenance import describe_run
+from .tracking import WandbWriter
 from .train_loop import MixedPrecisionTrainer
 
 logger = logging.getLogger(__name__)
@@ -171,9 +172,9 @@ class Trainer(DefaultTrainer):
         )
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> COCOEvaluator:
-        """COCO evaluation; detections go to ``OUTPUT_DIR/inference``."""
-        return COCOEvaluator(dataset_name, output_dir=os.path.join(cfg.OUTPUT_DIR, "inference"))
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> COCOBoxEvaluator:
+        """COCO evaluation and error types; detections go to ``OUTPUT_DIR/inference``."""
+        return COCOBoxEvaluator(dataset_name, os.path.join(cfg.OUTPUT_DIR, "inference"))
 
     @classmethod
     def test(cls, cfg: CfgNode, model: torch.nn.Module, evaluators: Any = None) -> dict[str, Any]:
@@ -183,14 +184,17 @@ class Trainer(DefaultTrainer):
         return {**results, "eval": measured} if measured else results
 
     def build_writers(self) -> list[EventWriter]:
-        """Detectron2's writers: the log, ``metrics.json``, TensorBoard."""
+        """Detectron2's writers (the log, ``metrics.json``, TensorBoard), and Weights & Biases."""
         folder = self.cfg.OUTPUT_DIR
         PathManager.mkdirs(folder)
-        return [
+        writers: list[EventWriter] = [
             CommonMetricPrinter(self.max_iter),
             MetricsWriter(os.path.join(folder, "metrics.json")),
             TensorboardXWriter(folder),
         ]
+        if WandbWriter.is_wanted(self.cfg):
+            writers.append(WandbWriter(self.cfg))
+        return writers
 
     def build_hooks(self) -> list[HookBase]:
         """Detectron2's hooks, with measurements, equal batch statistics, best checkpoint, pictures

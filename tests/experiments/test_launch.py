@@ -112,21 +112,10 @@ def test_a_crash_ends_with_its_last_line(tiny, runs, node, shown, words):
     assert words in experiments(runs, "logs", "tiny")
 
 
-def test_a_killed_run_is_seen_and_retried_from_its_checkpoint(tiny, runs):
-    overrides = {**SLOW, **tiny.trouble(SECONDS=0.1), "SOLVER.CHECKPOINT_PERIOD": 10}
-    sweep, cluster = tiny.sweep(overrides=overrides), tiny.cluster()
-    submit = start(runs, "submit", sweep, "--cluster", cluster)
-    wait_until(lambda: any((runs / "all").glob("*/last_checkpoint")))
+def test_only_when_told_to_a_finished_run_begins_anew(tiny, runs):
+    sweep, cluster = tiny.sweep(), tiny.cluster()
+    experiments(runs, "submit", sweep, "--cluster", cluster)
     folder = run_folders(runs)["a"]
-    os.kill(rank_processes(folder)[0], signal.SIGKILL)
-    said, _ = submit.communicate(timeout=60)
-    assert submit.returncode == 1 and "1 failed" in said
-    assert "0 of 1 runs submitted" in experiments(runs, "submit", sweep, "--cluster", cluster)
-    first = checkpoint_iteration(folder) + 1
-    assert first % 10 == 0
-    assert "now 1 finished" in experiments(runs, "retry", sweep, "--cluster", cluster)
-    assert state(folder)["attempts"][1]["first"] == first
-    # Only when told to is what was trained put away.
     experiments(runs, "retry", sweep, "a", "--restart", "--cluster", cluster)
     assert state(folder)["attempts"][0]["first"] == 0
     assert len(list(folder.glob("discarded-*/model_final.pth"))) == 1

@@ -1,0 +1,125 @@
+"""How long the commands take with many runs: prints figures, asserts nothing.
+
+python -m experiments.command_times [--runs 1000]
+
+Plans a sweep of that many runs cold and again, then shows status and report of as many finished
+runs, each in a process of its own as a user starts it. It works in a temporary folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import yaml
+
+from .files import write_json
+
+ROOT = Path(__file__).parents[1]
+
+
+def sweep_of(runs: int) -> dict:
+    """A sweep of about as many runs as asked for, five seeds each, with 10 distinct models."""
+    rates = max(1, runs // 50)
+    return {
+        "question": "How fast are the commands?",
+        "config": "configs/yolof_R_50_C5_1x.yaml",
+        "axes": {
+            "k": {"key": "MODEL.YOLOF.MATCHER.UNIFORM.TOPK", "values": list(range(1, 11))},
+            "lr": {
+                "key": "SOLVER.BASE_LR",
+                "values": [round(0.01 + 0.001 * step, 4) for step in range(rates)],
+            },
+        },
+        "baseline": {"k": "4", "lr": "0.01"},
+        "seeds": [0, 1, 2, 3, 4],
+    }
+
+
+def pretend_finished(ledger: Path, sweep_file: Path) -> None:
+    """Leave what finished runs leave, without training."""
+    from .ledger import Ledger
+    from .resolve import resolve_runs
+    from .sweep import load_sweep
+
+    loaded = load_sweep(str(sweep_file))
+    records = Ledger(ledger)
+    resolved = resolve_runs(loaded, records.cache)
+    records.write_sweep(loaded, resolved)
+    identities = [each.id for each in resolved]
+    record = {"token": "t", "executor": "slurm", "job_name": "t", "job_id": "1"}
+    records.write_submission({**record, "runs": identities})
+    records.claim("t", identities)
+    box = dict.fromkeys(("AP", "AP50", "AP75", "APs", "APm", "APl"), 37.7)
+    summary = {
+        "results": {"bbox": {**box, **{f"AP-class {i}": 37.7 for i in range(80)}}},
+        "median_seconds_per_iteration": 0.5,
+        "iterations": 22500,
+        "peak_memory_mib": {"process": 4000, "allocated": 9000},
+        "commit": "0" * 12,
+        "versions": {},
+        "hardware": {"cpu": "", "gpus": ["pretended"]},
+    }
+    for number, each in enumerate(resolved):
+        folder = records.run_folder(each.id)
+        write_json(folder / "summary.json", summary, durable=False)
+        state = {
+            "token": "t",
+            "state": "finished",
+            "iteration": 22500,
+            "max_iteration": 22500,
+            "evaluations": [[7500 * i, 30.0 + i + number % 7] for i in (1, 2, 3)],
+            "attempts": [{}],
+            "seconds_per_iteration": 0.5,
+            "peak_memory_mib": {"allocated": 9000},
+        }
+        write_json(folder / "state.json", state, durable=False)
+
+
+def clock(*words: str) -> float:
+    """Seconds that ``python -m experiments`` takes."""
+    start = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-m", "experiments", *words],
+        cwd=ROOT,
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    return time.perf_counter() - start
+
+
+def main() -> int:
+    """Measure and print; returns the exit status."""
+    parser = argparse.ArgumentParser("python -m experiments.command_times", description=__doc__)
+    parser.add_argument("--runs", type=int, default=1000, help="a multiple of 50")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        sweep = folder / "benchmark.yaml"
+        sweep.write_text(yaml.safe_dump(sweep_of(args.runs)))
+        runs = ["--runs", str(folder / "runs")]
+        seconds = {"--help": min(clock("--help") for _ in range(3)), "list": clock("list")}
+        seconds["plan, nothing known"] = clock(*runs, "plan", str(sweep))
+        seconds["plan, nothing changed"] = clock(*runs, "plan", str(sweep))
+        pretend_finished(folder / "runs", sweep)
+        seconds["status"] = clock(*runs, "status", "benchmark")
+        seconds["report without plots"] = clock(*runs, "report", "benchmark", "--no-plots")
+        seconds["report"] = clock(*runs, "report", "benchmark")
+    rounded = {command: round(value, 2) for command, value in seconds.items()}
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    sys.stdout.write(
+        json.dumps({"runs": args.runs, "machine": machine, "seconds": rounded}, indent=2)
+    )
+    sys.stdout.write("\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""Parameters and multiply-adds by part, without running the model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..model_zoo import build_meta_model, count_multiply_adds, count_parameters
+from .parts import find_parts, marked
+
+
+def describe_cost(cfg: CfgNode, size: tuple[int, int]) -> dict[str, Any]:
+    """Count what MODEL_ZOO.md counts, part by part.
+
+    Args:
+        cfg: of a model that :func:`~yolof_d2.benchmark.parts.find_parts` knows.
+        size: height and width of an image in pixels, before padding.
+
+    Returns:
+        ``padded_size``: height and width that the model sees; ``parameters``: ``trainable`` and
+        ``frozen`` of each part; ``multiply_adds`` of each part, for one image; ``not_counted``:
+        the operators that count as nothing.
+
+    Raises:
+        ConfigError: the parts of the model cannot be told apart.
+    """
+    model = build_meta_model(cfg)
+    image = torch.zeros(3, *size, device="meta")
+    padded = model.preprocess_image([{"image": image}]).tensor.shape[-2:]
+    multiply_adds, not_counted = count_by_part(model, tuple(padded))
+    return {
+        "padded_size": list(padded),
+        "parameters": parameters_by_part(model),
+        "multiply_adds": multiply_adds,
+        "not_counted": not_counted,
+    }
+
+
+def parameters_by_part(model: nn.Module) -> dict[str, dict[str, int]]:
+    """Count parameters, ``trainable`` and ``frozen``, those of frozen norms included, by part."""
+    parts = find_parts(model)
+
+    def split(module: nn.Module) -> Counter[str]:
+        trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        return Counter(trainable=trainable, frozen=count_parameters(module) - trainable)
+
+    whole, backbone, decoder = split(model), split(parts.backbone), split(parts.decoder)
+    encoder = split(parts.encoder) if parts.encoder is not None else Counter()
+    if parts.encoder is model.backbone:  # a pyramid, which holds the network under it
+        encoder.subtract(backbone)
+    counted = {"backbone": backbone, "encoder": encoder, "decoder": decoder}
+    other = Counter(whole)
+    for part in counted.values():
+        other.subtract(part)
+    return {
+        name: {kind: part[kind] for kind in ("trainable", "frozen")}
+        for name, part in {**counted, "other": other}.items()
+    }
+
+
+def count_by_part(model: Any, size: tuple[int, int]) -> tuple[dict[str, int], list[str]]:
+    """Count multiply-adds of convolutions, linear layers and attention.
+
+    Args:
+        model: on the meta device, from :func:`~yolof_d2.model_zoo.build_meta_model`.
+        size: height and width in pixels, padded.
+
+    Returns:
+        Multiply-adds by part, for one image; and names of the operators that are not counted.
+    """
+    at_mark: dict[str, int] = {"other": 0}
+    counter = FlopCounterMode(display=False)
+
+    def mark(part: str) -> None:
+        before = sum(at_mark.values())
+        at_mark[part] = at_mark.get(part, 0) + counter.get_total_flops() // 2 - before
+
+    with _OperatorNames() as seen, counter, marked(model, mark):
+        count_multiply_adds(model, size)
+        mark("other")  # behind the decoder
+    parts = ("backbone", "encoder", "decoder", "other")
+    not_counted = sorted(str(operator) for operator in seen.operators - set(counter.flop_registry))
+    return {part: at_mark.get(part, 0) for part in parts}, not_counted
+
+
+class _OperatorNames(TorchDispatchMode):
+    """Notes which operators run, but for those that only look at a tensor in another shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators: set[Any] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if not func.is_view:
+            self.operators.add(func.overloadpacket)
+        return func(*args, **kwargs or {})

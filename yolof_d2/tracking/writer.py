@@ -1,0 +1,198 @@
+"""Logs a training to Weights & Biases, and never hurts it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import secrets
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from detectron2.utils.events import EventWriter, get_event_storage
+
+from ..metrics import read_metrics
+from ..provenance import describe_run
+from .push import has_all
+from .run import WandbRun, abandon_wandb, one_line, run_arguments
+
+logger = logging.getLogger(__name__)
+
+_INIT_SECONDS = 30.0
+_FINISH_SECONDS = 60.0
+_STOP_SECONDS = 10.0  # for a run that will go on: its job has to be requeued before it is ended
+
+
+class WandbWriter(EventWriter):
+    """Sends ``metrics.json`` to W&B while it grows; it comes after the writer of that file.
+
+    Everything of W&B's happens in a thread. Where W&B cannot be reached, the run is logged offline,
+    in ``OUTPUT_DIR/wandb``; where it fails later, training goes on without. Either is one line in
+    the log. As ``metrics.json`` has everything, what W&B lacks is sent when the run goes on, or by
+    a push.
+
+    The id is ``WANDB_RUN_ID``, which a sweep sets. Without, it is kept in ``OUTPUT_DIR/wandb.json``
+    for a training that is resumed.
+    """
+
+    def __init__(self, cfg: CfgNode):
+        """
+        Args:
+            cfg: the resolved config; its ``OUTPUT_DIR`` has the files.
+        """
+        self._cfg = cfg
+        self._folder = Path(cfg.OUTPUT_DIR)
+        self._metrics = self._folder / "metrics.json"
+        self._read = 0  # bytes of it
+        self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._failed = False
+        # Not in the thread: loader processes that are forked meanwhile would get locked imports.
+        with self._harmless():
+            import wandb  # noqa: F401
+
+    @staticmethod
+    def is_wanted(cfg: CfgNode) -> bool:
+        """Whether config and environment ask for it."""
+        return cfg.WANDB.ENABLED and os.environ.get("WANDB_MODE") != "disabled"
+
+    def write(self) -> None:
+        if self._failed:
+            return
+        with self._harmless():
+            records = self._new_records()
+            if not records:
+                return
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._work, args=(self._arguments(),), name="wandb-writer", daemon=True
+                )
+                self._thread.start()
+            self._queue.put(records)
+
+    def close(self) -> None:
+        """Wait until W&B has everything, but not for long."""
+        if self._thread is None or self._failed:
+            return
+        with self._harmless():
+            records = read_metrics(self._metrics)
+            finished = records[-1]["iteration"] >= self._cfg.SOLVER.MAX_ITER - 1
+            self._queue.put(_End(records, finished))
+            # The same limit holds inside the thread; this one is for a W&B that does not keep it.
+            self._thread.join(_INIT_SECONDS + _FINISH_SECONDS if finished else _STOP_SECONDS)
+            if self._thread.is_alive():
+                self._fail(TimeoutError("it did not take everything in time"))
+                abandon_wandb()
+                self._thread.join(_STOP_SECONDS)
+
+    def _new_records(self) -> list[dict[str, float]]:
+        if not self._read:
+            records = read_metrics(self._metrics)
+            self._read = self._metrics.stat().st_size
+            return records
+        with self._metrics.open("rb") as file:
+            file.seek(self._read)
+            lines = file.read()
+        self._read += len(lines)
+        return [json.loads(line) for line in lines.splitlines()]
+
+    def _arguments(self) -> dict[str, Any]:
+        note = self._folder / "wandb.json"
+        # Every scalar since the start is in the storage.
+        start = min(each.values()[0][1] for each in get_event_storage().histories().values())
+        kept = json.loads(note.read_text())["id"] if start > 0 and note.is_file() else None
+        arguments = run_arguments(
+            self._cfg,
+            {
+                "id": os.environ.get("WANDB_RUN_ID") or kept or secrets.token_hex(4),
+                "name": os.environ.get("WANDB_NAME") or self._folder.resolve().name,
+                "group": os.environ.get("WANDB_RUN_GROUP"),
+                "tags": [tag for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag],
+            },
+            ranks=comm.get_world_size(),
+            provenance=describe_run(),
+        )
+        note.write_text(json.dumps(arguments, indent=1) + "\n")
+        return arguments
+
+    def _work(self, arguments: dict[str, Any]) -> None:
+        with self._harmless():
+            run = self._open(arguments)
+            while not isinstance(item := self._queue.get(), _End):
+                run.log(item, self._folder / "pictures")
+            weights = self._folder / "model_final.pth"
+            send_weights = self._cfg.WANDB.LOG_MODEL and item.finished and weights.is_file()
+            run.finish(
+                item.records, finished=item.finished, model=weights if send_weights else None
+            )
+            # W&B says nothing about what its server refused.
+            if run.is_online and not has_all(run.path, item.records):
+                raise RuntimeError("its server did not take everything")
+        if self._failed:
+            abandon_wandb()
+
+    def _open(self, arguments: dict[str, Any]) -> WandbRun:
+        def attempt(mode: str | None) -> WandbRun:
+            return WandbRun(
+                arguments,
+                self._folder,
+                mode=mode,
+                init_seconds=_INIT_SECONDS,
+                finish_seconds=_FINISH_SECONDS,
+            )
+
+        # They are in the home folder otherwise, which not every node may write to.
+        for variable in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
+            os.environ.setdefault(variable, str(self._folder / "wandb"))
+        try:
+            return attempt(None)
+        except Exception as error:
+            if self._failed:  # and the training is over
+                raise
+            abandon_wandb()  # it would not give the id away again
+            run = attempt("offline")
+            logger.warning(
+                "W&B cannot be reached; logging goes to %s. To send it later: %s  (%s)",
+                self._folder / "wandb",
+                self._push_command(),
+                one_line(error),
+            )
+            return run
+
+    @contextmanager
+    def _harmless(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  whatever it is, training goes on
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        if not self._failed:
+            self._failed = True
+            logger.warning(
+                "W&B failed; training goes on, and metrics.json has everything. To send it later: "
+                "%s  (%s)",
+                self._push_command(),
+                one_line(error),
+            )
+
+    def _push_command(self) -> str:
+        sweep = os.environ.get("WANDB_RUN_GROUP")
+        if sweep:
+            return f"python -m experiments push {sweep}"
+        return f"python -m yolof_d2.tracking {self._folder}"
+
+
+@dataclass(frozen=True)
+class _End:
+    """Comes last in the queue."""
+
+    records: list[dict[str, float]]
+    finished: bool
