@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from .benchmark import add_arguments as add_benchmark_arguments
 from .errors import ExperimentError
 
 EXAMPLES = """\
@@ -24,6 +25,9 @@ examples:
   python -m experiments logs dilated_encoder encoder=ProjectorEncoder,matcher=UniformMatcher
   python -m experiments retry dilated_encoder
   python -m experiments report dilated_encoder
+  python -m experiments push dilated_encoder
+  python -m experiments dashboard dilated_encoder
+  python -m experiments benchmark configs/yolof_R_50_C5_1x.yaml configs/yolof_R_50_DC5_1x.yaml
 
 A sweep is a file of experiments/sweeps/ (its variants after a dot) or a path of yours; a cluster is
 a file of experiments/clusters/ or a path of yours. docs/sweeps.md has their keys.
@@ -34,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Describe the commands."""
     parser = argparse.ArgumentParser(
         "python -m experiments",
-        description="Ablation sweeps: describe, plan, submit, watch, retry, report.",
+        description="Ablation sweeps: describe, plan, submit, watch, retry, report; benchmark.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -86,8 +90,21 @@ def build_parser() -> argparse.ArgumentParser:
     logs.add_argument("--job", action="store_true", help="what the job itself printed, per rank")
     cancel = add("cancel", "cancel jobs of runs; what they saved is kept", runs="none")
     cancel.add_argument("--all", action="store_true", help="every run of the sweep that has a job")
-    report = add("report", "write and show the comparison: table, CSV, plots")
+    report = add("report", "write and show the comparison: tables, plots, a page to mail")
     report.add_argument("--no-plots", action="store_true")
+    report.add_argument(
+        "--allow-mixed",
+        action="store_true",
+        help="compare runs of different evaluation sets or schedules all the same",
+    )
+    add("push", "bring Weights & Biases up to date with the files of all runs")
+    dashboard = add("dashboard", "create or update a workspace and a report in Weights & Biases")
+    dashboard.add_argument(
+        "--dry-run", action="store_true", help="write what would be sent; no network, no key"
+    )
+    add_benchmark_arguments(
+        add("benchmark", "time models side by side: speed, memory, FLOPs, by part", sweep=False)
+    )
     return parser
 
 
@@ -105,6 +122,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "logs": _logs,
         "cancel": _cancel,
         "report": _report,
+        "push": _push,
+        "dashboard": _dashboard,
+        "benchmark": _benchmark,
     }
     try:
         commands[args.command](args)
@@ -250,9 +270,34 @@ def _report(args: argparse.Namespace) -> None:
     from .ledger import Ledger
     from .report import write_report
 
-    text, files = write_report(Ledger(args.runs), _sweep_name(args.sweep), plots=not args.no_plots)
+    text, files = write_report(
+        Ledger(args.runs),
+        _sweep_name(args.sweep),
+        plots=not args.no_plots,
+        allow_mixed=args.allow_mixed,
+    )
     print(text)
     print("Written: " + ", ".join(map(str, files)))
+
+
+def _push(args: argparse.Namespace) -> None:
+    from .ledger import Ledger
+    from .push import push
+
+    print(push(Ledger(args.runs), _sweep_name(args.sweep)))
+
+
+def _dashboard(args: argparse.Namespace) -> None:
+    from .dashboard import dashboard
+    from .ledger import Ledger
+
+    print(dashboard(Ledger(args.runs), _sweep_name(args.sweep), dry_run=args.dry_run))
+
+
+def _benchmark(args: argparse.Namespace) -> None:
+    from .benchmark import run
+
+    print(run(args))
 
 
 def _sweep_name(given: str) -> str:

@@ -22,12 +22,14 @@ import secrets
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import ExperimentError, RecordError
 from .files import locked, now, read_json, write_json
-from .resolve import ResolvedRun
-from .sweep import LoadedSweep
+
+if TYPE_CHECKING:  # they bring pydantic, which takes longer to import than a report to write
+    from .resolve import ResolvedRun
+    from .sweep import LoadedSweep
 
 
 class Ledger:

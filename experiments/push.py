@@ -41,7 +41,7 @@ def push(ledger: Ledger, name: str) -> str:
         raise ExperimentError(
             f"the package 'wandb' cannot be imported ({error}); install it: pip install wandb"
         ) from error
-    from yolof_d2.tracking.run import abandon_wandb, one_line
+    from yolof_d2.tracking.run import forget_wandb, kill_wandb, one_line
 
     seen, remark = observe(ledger, [run["id"] for run in sweep["runs"]])
     if remark:
@@ -57,7 +57,8 @@ def push(ledger: Ledger, name: str) -> str:
             logger.info("%s: %s", run["name"], done)
             counts[done.split(";")[0]] += 1
     except BaseException as error:
-        abandon_wandb()
+        kill_wandb()  # it would try on at exit
+        forget_wandb()
         if isinstance(error, ExperimentError) or not isinstance(error, Exception):
             raise
         raise ExperimentError(

@@ -1,0 +1,102 @@
+"""Statistics of a comparison: means over seeds, and paired differences with an interval."""
+
+from __future__ import annotations
+
+import functools
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure over the seeds of a row.
+
+    Attributes:
+        mean: over the seeds.
+        deviation: sample standard deviation; None of one seed.
+        count: number of seeds.
+    """
+
+    mean: float
+    deviation: float | None
+    count: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A row less the baseline, paired by seed.
+
+    Attributes:
+        mean: over the seeds that both have.
+        half_width: of the 95 % interval of that mean, by Student's t; None of one seed.
+        count: number of those seeds.
+    """
+
+    mean: float
+    half_width: float | None
+    count: int
+
+
+def average(values: Sequence[float]) -> Estimate | None:
+    """Mean and deviation; None without values."""
+    if not values:
+        return None
+    mean = statistics.fmean(values)
+    deviation = _deviation(values, mean) if len(values) > 1 else None
+    return Estimate(mean, deviation, len(values))
+
+
+def paired_difference(own: Mapping[int, float], base: Mapping[int, float]) -> Difference | None:
+    """The mean difference by seed, which is free of what a seed does to both alike.
+
+    Args:
+        own: seed -> figure of a row.
+        base: seed -> figure of the baseline.
+
+    Returns:
+        None where the two have no seed in common.
+    """
+    found = average([value - base[seed] for seed, value in own.items() if seed in base])
+    if found is None:
+        return None
+    half_width = None
+    if found.deviation is not None:
+        half_width = t_quantile(found.count - 1) * found.deviation / math.sqrt(found.count)
+    return Difference(found.mean, half_width, found.count)
+
+
+def _deviation(values: Sequence[float], mean: float) -> float:
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+
+
+@functools.cache
+def t_quantile(freedom: int, level: float = 0.95) -> float:
+    """The t that Student's distribution exceeds in size with a chance of ``1 - level``.
+
+    scipy has it too, but importing that would take longer than the rest of a report.
+
+    Args:
+        freedom: degrees of freedom, at least 1.
+        level: of the two-sided interval.
+    """
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):  # halves the angle of which t is the tangent, to the last bit
+        middle = (low + high) / 2
+        if _mass_within(middle, freedom) < level:
+            low = middle
+        else:
+            high = middle
+    return math.tan(low) * math.sqrt(freedom)
+
+
+def _mass_within(angle: float, freedom: int) -> float:
+    """P(-t < T < t) for t = tan(angle) sqrt(freedom), by Abramowitz and Stegun, 26.7.3 and 4."""
+    sine, cosine = math.sin(angle), math.cos(angle)
+    odd = freedom % 2
+    term, total = cosine if odd else 1.0, 0.0
+    for i in range(1 + odd, freedom, 2):
+        total += term
+        term *= cosine * cosine * i / (i + 1)
+    return 2 / math.pi * (angle + sine * total) if odd else sine * total
