@@ -47,8 +47,8 @@ INSTALL_REQUIRES = [
     "submitit>=1.5",
     "tabulate",
     "tensorboard",
-    "wandb>=0.20",
-    "wandb-workspaces>=0.3",
+    "wandb>=0.28.2",
+    "wandb-workspaces>=0.4.13,<0.5",  # a public preview, which changes
     "yacs>=0.1.8",
 ]
 

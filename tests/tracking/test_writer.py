@@ -19,6 +19,7 @@ from tests.tracking.wandb_files import read_run
 from tests.wandb_server import WandbServer
 from yolof_d2.metrics import read_metrics, summarise
 from yolof_d2.tracking import writer
+from yolof_d2.tracking.__main__ import main
 
 ROOT = Path(__file__).parents[2]
 
@@ -82,6 +83,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing takes longer than a few seconds."""
     monkeypatch.setattr(writer, "_INIT_SECONDS", 2.0)
     monkeypatch.setattr(writer, "_FINISH_SECONDS", 0.5)
+    monkeypatch.setattr(writer, "_SETTLE_SECONDS", 0.0)
     monkeypatch.setattr(writer, "_STOP_SECONDS", 0.5)
 
 
@@ -100,6 +102,7 @@ def test_offline_files_have_every_figure(folder: Path, monkeypatch: pytest.Monke
     assert (run.run_id, run.display_name, run.run_group) == ("0123abcd", "k=4,seed=1", "study")
     assert (run.job_type, run.project) == ("train", "yolof_d2")
     assert sorted(run.tags) == ["ours", "paper", "table"]
+    assert not run.git.commit  # of whatever checkout the code lies in
     assert local.config["SOLVER.MAX_ITER"] == 100
     assert local.config["MODEL.ANCHOR_GENERATOR.SIZES"] == [[32, 64, 128, 256, 512]]
     assert local.config["ranks"] == 1
@@ -132,8 +135,11 @@ def test_server_gets_every_figure(
 ) -> None:
     monkeypatch.setenv("WANDB_RUN_ID", "0123abcd")
     monkeypatch.setenv("WANDB_RUN_GROUP", "study")
+    cfg = make_cfg(folder)
+    cfg.WANDB.LOG_MODEL = True
+    (folder / "model_final.pth").write_bytes(b"weights")
     handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
-    train(make_cfg(folder))
+    train(cfg)
 
     assert handlers == {number: signal.getsignal(number) for number in signal.valid_signals()}
     assert list(server.runs) == ["0123abcd"]
@@ -144,6 +150,7 @@ def test_server_gets_every_figure(
     assert (run.group, run.job_type, run.tags) == ("study", "train", ["ours"])
     assert run.plain_config()["SOLVER.MAX_ITER"] == 100
     assert run.state == "finished"
+    assert "0123abcd-weights" in server.artifacts
     digest = summarise(read_metrics(folder / "metrics.json"))
     assert run.summary["summary/training_minutes"] == digest["training_minutes"]
     assert run.summary["bbox/AP"] == timeline(folder)[100]["bbox/AP"]
@@ -183,14 +190,13 @@ def test_standalone_training_keeps_its_id_only_when_it_is_resumed(
     assert ids[0] == ids[1] != ids[2]
 
 
-@pytest.mark.parametrize("trouble", ["error", "hang"])
 def test_outage_in_the_middle_loses_nothing(
-    trouble: str, folder: Path, server: WandbServer, caplog: pytest.LogCaptureFixture
+    folder: Path, server: WandbServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     def after(done: int) -> None:
         if done == 25:
             wait_until(lambda: server.lines() == 1)
-            server.behaviour = trouble
+            server.behaviour = "hang"
         if done == 45:
             wait_until(lambda: server.failed > 0)
             server.recover()
@@ -201,11 +207,22 @@ def test_outage_in_the_middle_loses_nothing(
     assert warnings_in(caplog) == []
 
 
-@pytest.mark.parametrize("trouble", ["error", "hang", "refuse"])
+@pytest.mark.parametrize(
+    ("trouble", "finish_seconds", "reason"),
+    [("hang", 0.5, "TimeoutError"), ("refuse", 10.0, "RuntimeError")],
+)
 @pytest.mark.usefixtures("hasty")
-def test_server_that_dies_costs_a_line(
-    trouble: str, folder: Path, server: WandbServer, caplog: pytest.LogCaptureFixture
+def test_server_that_fails_costs_a_line_and_a_push_makes_it_good(
+    trouble: str,
+    finish_seconds: float,
+    reason: str,
+    folder: Path,
+    server: WandbServer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    monkeypatch.setattr(writer, "_FINISH_SECONDS", finish_seconds)
+
     def after(done: int) -> None:
         if done == 30:
             wait_until(lambda: len(server.runs) == 1)
@@ -217,6 +234,12 @@ def test_server_that_dies_costs_a_line(
     (line,) = warnings_in(caplog)
     assert "training goes on" in line
     assert f"python -m yolof_d2.tracking {folder}" in line
+    assert reason in line
+
+    server.recover()
+    main([str(folder)])
+    (run,) = server.runs.values()
+    assert figures_of(run.history) == timeline(folder)
 
 
 @pytest.mark.usefixtures("hasty")
@@ -233,7 +256,7 @@ def test_run_that_stops_early_hardly_waits_for_the_server(
     assert len(warnings_in(caplog)) == 1
 
 
-@pytest.mark.parametrize("trouble", ["no key", "no server", "hang"])
+@pytest.mark.parametrize("trouble", ["no key", "hang"])
 def test_without_a_server_it_logs_offline(
     trouble: str,
     folder: Path,
@@ -249,8 +272,6 @@ def test_without_a_server_it_logs_offline(
         monkeypatch.setattr(term, "_sys_stdin_isatty", lambda: True)
         monkeypatch.setattr(term, "_sys_stderr_isatty", lambda: True)
         monkeypatch.setattr(term, "_terminput", lambda prompt, **_: asked.append(prompt) or "3")
-    elif trouble == "no server":
-        monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:1")
     else:
         server.behaviour = trouble
     train(make_cfg(folder))

@@ -8,17 +8,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from .push import push_folder
 from .run import one_line
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Push each folder; what a user can mend ends in its message."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", nargs="+", type=Path, help="OUTPUT_DIR of a training")
-    for folder in parser.parse_args().folder:
+    for folder in parser.parse_args(argv).folder:
         note = folder / "wandb.json"
         if not note.is_file():
             sys.exit(f"error: there is no {note}. Expected the OUTPUT_DIR of a training with "

@@ -52,7 +52,7 @@ def push_folder(folder: Path, arguments: Mapping[str, Any], *, send_model: bool)
         )
         sent = run.log(records, folder / "pictures")
         run.finish(records, finished=finished, model=model)
-    if not has_all(run.path, records):
+    if not has_all(run.path, records, seconds=_SETTLE_SECONDS):
         raise RuntimeError(f"the server did not take everything of {run.path}")
     return f"sent; {sent} records up to iteration {int(records[-1]['iteration'])}, {run.url}"
 

@@ -203,6 +203,11 @@ class WandbRun:
         if problem is not None:
             logger.warning("W&B did not take the tables of the evaluation: %s", one_line(problem))
 
+    def abandon(self) -> None:
+        """End the run after an error; otherwise W&B's threads would go on, and complain."""
+        with suppress(Exception):
+            self._run.finish(exit_code=1)
+
     def _show_tables(self, records: list[dict[str, float]]) -> Exception | None:
         # Only once, at the end: for a table W&B makes an artifact, and waits until its server has
         # it. The values of every evaluation are among the figures.
@@ -230,16 +235,20 @@ def quiet_wandb() -> ModuleType:
     return wandb
 
 
-def abandon_wandb() -> None:
-    """End W&B's process without waiting for it, here or at the interpreter's exit."""
-    import wandb
-
+def kill_wandb() -> None:
+    """End W&B's own process; what waits for it goes on, with an error."""
     with suppress(OSError):
         for children in Path("/proc/self/task").glob("*/children"):
             for pid in children.read_text().split():
                 if Path(f"/proc/{pid}/comm").read_text() == "wandb-core\n":
                     os.kill(int(pid), signal.SIGKILL)
-    with suppress(Exception, SystemExit):  # the connection is gone; it exits as its process did
+
+
+def forget_wandb() -> None:
+    """Let go of W&B's process, in whatever state; the interpreter does not wait for it at exit."""
+    import wandb
+
+    with suppress(Exception, SystemExit):  # it exits as its process did
         wandb.teardown()
 
 
@@ -255,7 +264,9 @@ def _last_table(records: list[dict[str, float]], prefix: str) -> list[list[Any]]
 def one_line(error: BaseException) -> str:
     """Kind and first line of an error, for a log."""
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+    return (
+        f"{type(error).__name__}: {lines[0][:300].rstrip('.')}" if lines else type(error).__name__
+    )
 
 
 def _refuse_to_stop() -> None:

@@ -21,12 +21,13 @@ from detectron2.utils.events import EventWriter, get_event_storage
 from ..metrics import read_metrics
 from ..provenance import describe_run
 from .push import has_all
-from .run import WandbRun, abandon_wandb, one_line, run_arguments
+from .run import WandbRun, forget_wandb, kill_wandb, one_line, run_arguments
 
 logger = logging.getLogger(__name__)
 
 _INIT_SECONDS = 30.0
 _FINISH_SECONDS = 60.0
+_SETTLE_SECONDS = 5.0
 _STOP_SECONDS = 10.0  # for a run that will go on: its job has to be requeued before it is ended
 
 
@@ -89,7 +90,7 @@ class WandbWriter(EventWriter):
             self._thread.join(_INIT_SECONDS + _FINISH_SECONDS if finished else _STOP_SECONDS)
             if self._thread.is_alive():
                 self._fail(TimeoutError("it did not take everything in time"))
-                abandon_wandb()
+                kill_wandb()
                 self._thread.join(_STOP_SECONDS)
 
     def _new_records(self) -> list[dict[str, float]]:
@@ -123,6 +124,7 @@ class WandbWriter(EventWriter):
         return arguments
 
     def _work(self, arguments: dict[str, Any]) -> None:
+        run = None
         with self._harmless():
             run = self._open(arguments)
             while not isinstance(item := self._queue.get(), _End):
@@ -133,10 +135,12 @@ class WandbWriter(EventWriter):
                 item.records, finished=item.finished, model=weights if send_weights else None
             )
             # W&B says nothing about what its server refused.
-            if run.is_online and not has_all(run.path, item.records):
+            if run.is_online and not has_all(run.path, item.records, seconds=_SETTLE_SECONDS):
                 raise RuntimeError("its server did not take everything")
-        if self._failed:
-            abandon_wandb()
+        if self._failed and run is not None:
+            run.abandon()
+        if run is None or self._failed or not run.is_online:
+            forget_wandb()  # with an offline run, its file is complete only then
 
     def _open(self, arguments: dict[str, Any]) -> WandbRun:
         def attempt(mode: str | None) -> WandbRun:
@@ -156,7 +160,8 @@ class WandbWriter(EventWriter):
         except Exception as error:
             if self._failed:  # and the training is over
                 raise
-            abandon_wandb()  # it would not give the id away again
+            kill_wandb()  # it would not give the id away again
+            forget_wandb()
             run = attempt("offline")
             logger.warning(
                 "W&B cannot be reached; logging goes to %s. To send it later: %s  (%s)",
