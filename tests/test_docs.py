@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -76,3 +77,34 @@ def test_the_readme_names_every_part_and_what_it_is_compared_with() -> None:
     ]
     assert len(own) > 15
     assert [name for name in own if f"`{name}`" not in text and name != "YOLOF"] == []
+
+
+def test_the_benchmark_in_the_readme_is_that_of_its_record() -> None:
+    record = json.loads((ROOT / "records" / "benchmark" / "cpu.json").read_text())
+    yolof, retinanet = record["models"]
+    assert record["settings"]["size"] == [800, 1216] and not record["commit"].endswith("-dirty")
+    rows = {}
+    for line in (ROOT / "README.md").read_text().splitlines():
+        if line.startswith("|") and line.count("|") == 5:
+            name, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+            rows[name.split(",")[0].split(" of a ")[0]] = cells
+
+    def expect(mode: str) -> list[str]:
+        ratio = retinanet[mode]["ratio_to_first"]
+        seconds = [f"{model[mode]['median_seconds']:.2f} s" for model in (yolof, retinanet)]
+        return [*seconds, f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"]
+
+    def expect_amounts(amounts: list[float], form: str) -> list[str]:
+        return [*(form.format(x) for x in amounts), f"{amounts[1] / amounts[0]:.2f}"]
+
+    memory = [model["peak_memory_mib"]["training"]["process"] for model in (yolof, retinanet)]
+    work = [sum(model["multiply_adds"].values()) / 1e9 for model in (yolof, retinanet)]
+    size = [
+        sum(sum(part.values()) for part in model["parameters"].values()) / 1e6
+        for model in (yolof, retinanet)
+    ]
+    assert rows["training step"] == expect("training")
+    assert rows["inference"] == expect("inference")
+    assert rows["peak memory"] == expect_amounts(memory, "{:.0f} MiB")
+    assert rows["multiply-adds"] == expect_amounts(work, "{:.1f} G")
+    assert rows["parameters"] == expect_amounts(size, "{:.1f} M")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,19 @@ def test_everything_is_json_and_complete():
 def test_the_command_can_be_pasted_into_a_shell(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train_net.py", "MODEL.X", '["res 5"]'])
     assert describe_run()["command"].endswith("""train_net.py MODEL.X '["res 5"]'""")
+
+
+def test_a_module_is_named_as_python_m_names_it(tmp_path):
+    (tmp_path / "tell").mkdir()
+    (tmp_path / "tell" / "__main__.py").write_text(
+        "from yolof_d2.provenance import describe_run; print(describe_run()['command'])"
+    )
+    command = [sys.executable, "-m", "tell", "a b"]
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    said = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert said.stdout.strip().endswith("-m tell 'a b'") and str(tmp_path) not in said.stdout
 
 
 def test_the_commit_is_that_of_the_checkout_with_a_mark_when_it_has_changes(tmp_path, monkeypatch):

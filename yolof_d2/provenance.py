@@ -30,7 +30,7 @@ def describe_run() -> dict[str, Any]:
     """Commit, versions, hardware, command line and time, as plain JSON; None where unknown."""
     return {
         "commit": _git_commit(),
-        "command": shlex.join([os.path.basename(sys.executable), *sys.argv]),
+        "command": shlex.join([os.path.basename(sys.executable), *_script(), *sys.argv[1:]]),
         "versions": {
             "python": platform.python_version(),
             **{name: _version(name) for name in _PACKAGES},
@@ -44,6 +44,14 @@ def describe_run() -> dict[str, Any]:
         },
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def _script() -> list[str]:
+    """The script as it was named; of ``python -m`` the module, not the file that it is in."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is None or os.path.basename(sys.argv[0]) != os.path.basename(spec.origin or ""):
+        return [sys.argv[0]]
+    return ["-m", spec.name.removesuffix(".__main__")]
 
 
 def _version(package: str) -> str | None:

@@ -104,6 +104,7 @@ def draw(record: dict[str, Any], files: Sequence[Path]) -> None:
         }
     ):
         figure = Figure(figsize=(12, 2.2 + 0.6 * len(models)), layout="constrained")
+        bars: dict[str, Any] = {}
         for axes, (mode, parts) in zip(figure.subplots(1, 2), PARTS.items(), strict=True):
             for place, model in enumerate(models):
                 left = 0.0
@@ -121,8 +122,9 @@ def draw(record: dict[str, Any], files: Sequence[Path]) -> None:
             axes.margins(x=0.25)
             axes.set_xlabel("ms (times the first)")
             axes.set_title(_title(mode, models), fontsize=10)
-            axes.legend(frameon=False, fontsize=7, ncols=4, loc="upper center",
-                        bbox_to_anchor=(0.5, -0.35 / (0.5 + 0.3 * len(models))))  # fmt: skip
+            bars.update(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+        figure.legend(bars.values(), bars, loc="outside lower center", ncols=len(bars),
+                      frameon=False, fontsize=8)  # fmt: skip
         size = _size(record["settings"]["size"])
         figure.suptitle(f"{describe_machine(record)}, {size} pixels", fontsize=9)
         for file in files:
