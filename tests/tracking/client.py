@@ -31,9 +31,8 @@ def fresh_client(folder: Path) -> Iterator[None]:
 
 
 def _end_client() -> None:
-    from wandb.sdk.lib import wbauth
-
     import wandb
+    from wandb.sdk.lib import wbauth
 
     forget_wandb()
     wbauth.unauthenticate_session(update_settings=False)  # what a client that was killed leaves
