@@ -13,14 +13,17 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from PIL import Image
+from torch import nn
 
 from experiments.benchmark import add_arguments, run
 from experiments.errors import ExperimentError
 from yolof_d2.benchmark.contender import Contender, Options, make_image
-from yolof_d2.benchmark.parts import PARTS
+from yolof_d2.benchmark.cost import describe_cost
+from yolof_d2.benchmark.parts import PARTS, find_parts
 from yolof_d2.benchmark.report import draw, render
 from yolof_d2.benchmark.run import run_benchmark
 from yolof_d2.config import build_cfg
+from yolof_d2.errors import ConfigError
 from yolof_d2.model_zoo import build_meta_model, count_multiply_adds
 
 CONFIGS = ["configs/quick/synthetic.yaml", "configs/quick/synthetic_retinanet.yaml"]
@@ -69,9 +72,7 @@ def test_parameters_and_multiply_adds_of_the_parts_are_those_of_the_model(record
 
 
 def test_the_encoders_multiply_adds_worked_out_by_hand():
-    found = run_benchmark(
-        CONFIGS[:1], [*PROJECTOR, "MODEL.DEVICE", "cpu"], Options((64, 96), (1, 1), 1, 5, 0, 1)
-    )["models"][0]
+    found = describe_cost(build_cfg(CONFIGS[0], PROJECTOR), (64, 96))
     cells = (64 // 16) * (96 // 16)
     assert found["multiply_adds"]["encoder"] == cells * (256 * 128 + 9 * 128 * 128)
 
@@ -141,17 +142,18 @@ def arguments(*words: object) -> argparse.Namespace:
         ([CONFIGS[0], "--size", 64, 64, "--boxes", 10**6], "ask for fewer"),
         ([CONFIGS[0], "--opts", "MODEL.DEVICE", "mps"], "expected 'cpu' or 'cuda'"),
         ([CONFIGS[0], "--opts", "SOLVER.BAZE_LR", 1], "SOLVER.BASE_LR"),
-        (
-            ["configs/baselines/retinanet_R_50_FPN_1x.yaml", "--size", 64, 64, "--opts"]
-            + ["MODEL.META_ARCHITECTURE", "PanopticFPN"],
-            "",
-        ),
+        ([CONFIGS[0], "--opts", "MODEL.DEVICE"], "expected KEY VALUE pairs"),
     ],
 )
 def test_a_mistake_ends_in_one_line(tmp_path, words, said):
     with pytest.raises(ExperimentError) as caught:
         run(arguments("--output", tmp_path, *words))
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_model_without_these_parts_is_refused():
+    with pytest.raises(ConfigError, match=r"parts of a Linear cannot .* YOLOF, RetinaNet"):
+        find_parts(nn.Linear(1, 1))
 
 
 def test_the_command_leaves_record_table_and_pictures(tmp_path):

@@ -272,7 +272,8 @@ def test_kinds_are_those_of_loops_and_costs_those_of_mended_data(seed, **sizes):
 def test_ap50_is_that_of_pycocotools_to_the_last_bit(seed, max_detections):
     case = random_case(seed, num_images=4, num_classes=3, max_detections=max_detections)
     if case[1]:
-        assert analyse_errors(*case).ap50 == pycocotools_ap50(*case)
+        found, expected = analyse_errors(*case).ap50, pycocotools_ap50(*case)
+        assert found == expected or (math.isnan(found) and math.isnan(expected))
 
 
 @pytest.mark.parametrize("json_file", [COCO128, BCCD], ids=["coco128", "bccd"])

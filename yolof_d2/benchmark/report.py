@@ -182,4 +182,5 @@ def _size(size: Sequence[int]) -> str:
 
 
 def _ms(seconds: float) -> str:
-    return f"{1000 * seconds:.4g}"
+    milliseconds = 1000 * seconds
+    return f"{milliseconds:.0f}" if milliseconds >= 1000 else f"{milliseconds:.3g}"

@@ -15,6 +15,7 @@ from detectron2.config import CfgNode
 from ..config import build_cfg
 from ..errors import ConfigError, UserError
 from ..provenance import describe_run
+from .allocator import freed_memory_kept
 from .contender import SEED, Contender, Options
 from .cost import describe_cost
 from .memory import measure_memory
@@ -82,12 +83,15 @@ def run_benchmark(
             }
         )
     # Inference first: training steps change the running statistics of the norms, and so the scores.
-    for mode, batch_size in zip(
-        ("inference", "training"), reversed(options.batch_size), strict=True
-    ):
-        times = run_rounds(contenders, mode, warmup=options.warmup, iterations=options.iterations)
-        for model, its_times in zip(models, times, strict=True):
-            model[mode] = summarise(its_times, times[0], mode, batch_size)
+    with freed_memory_kept() as kept:
+        for mode, batch_size in zip(
+            ("inference", "training"), reversed(options.batch_size), strict=True
+        ):
+            times = run_rounds(
+                contenders, mode, warmup=options.warmup, iterations=options.iterations
+            )
+            for model, its_times in zip(models, times, strict=True):
+                model[mode] = summarise(its_times, times[0], mode, batch_size)
     return {
         "settings": {
             **asdict(options),
@@ -95,6 +99,7 @@ def run_benchmark(
             "seed": SEED,
             "device": device,
             "threads": torch.get_num_threads(),
+            "freed_memory_kept": kept,
             "cudnn_benchmark": torch.backends.cudnn.benchmark,
             "tf32": {
                 "convolutions": torch.backends.cudnn.allow_tf32,
