@@ -60,6 +60,7 @@ def run_benchmark(
     Raises:
         ConfigError: a config or an option that cannot be used.
     """
+    provenance = describe_run()  # of the code and the time at which it starts
     check_options(options)
     device = choose_device(overrides)
     cfgs = _build_cfgs(config_files, overrides, device)
@@ -107,7 +108,7 @@ def run_benchmark(
             },
         },
         "models": models,
-        **describe_run(),
+        **provenance,
     }
 
 
