@@ -13,11 +13,11 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException
 
-from yolof_d2.checkpoint import StrictDetectionCheckpointer
 from yolof_d2.config import build_cfg
 from yolof_d2.data import resolve_datasets
 from yolof_d2.data.validation import check_datasets
 from yolof_d2.engine import Trainer, check_launch, setup_run
+from yolof_d2.engine.checkpoint import StrictDetectionCheckpointer
 from yolof_d2.errors import UserError
 
 

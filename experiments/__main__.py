@@ -12,7 +12,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from .benchmark import add_arguments as add_benchmark_arguments
+from yolof_d2.benchmark.__main__ import add_arguments as add_benchmark_arguments
+
 from .errors import ExperimentError
 
 EXAMPLES = """\
@@ -139,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _list(args: argparse.Namespace) -> None:
-    from .sweep import describe_sweeps
+    from .spec.sweep import describe_sweeps
 
     rows = describe_sweeps()
     width = max(len(name) for name, _, _ in rows)
@@ -149,11 +150,11 @@ def _list(args: argparse.Namespace) -> None:
 
 
 def _plan(args: argparse.Namespace) -> None:
-    from .cluster import load_cluster
-    from .ledger import Ledger
-    from .plan import render_plan
-    from .resolve import resolve_runs
-    from .sweep import load_sweep
+    from .jobs.plan import render_plan
+    from .spec.cluster import load_cluster
+    from .spec.resolve import resolve_runs
+    from .spec.sweep import load_sweep
+    from .store.ledger import Ledger
 
     loaded = load_sweep(args.sweep)
     name, cluster = load_cluster(args.cluster)
@@ -162,12 +163,12 @@ def _plan(args: argparse.Namespace) -> None:
 
 
 def _submit(args: argparse.Namespace) -> None:
-    from .cluster import load_cluster
-    from .launch import Launcher
-    from .ledger import Ledger
-    from .resolve import ResolvedRun, resolve_runs
-    from .states import RETRIABLE, Observation, State, observe
-    from .sweep import load_sweep
+    from .jobs.observe import RETRIABLE, Observation, State, observe
+    from .jobs.submit import Launcher
+    from .spec.cluster import load_cluster
+    from .spec.resolve import ResolvedRun, resolve_runs
+    from .spec.sweep import load_sweep
+    from .store.ledger import Ledger
 
     loaded = load_sweep(args.sweep)
     name, cluster = load_cluster(args.cluster)
@@ -213,8 +214,8 @@ def _submit(args: argparse.Namespace) -> None:
 
 
 def _status(args: argparse.Namespace) -> None:
-    from .ledger import Ledger
-    from .status import status_table
+    from .jobs.status import status_table
+    from .store.ledger import Ledger
 
     name = _sweep_name(args.sweep)
     while True:
@@ -230,9 +231,9 @@ def _status(args: argparse.Namespace) -> None:
 
 
 def _logs(args: argparse.Namespace) -> None:
-    from .ledger import Ledger
-    from .logs import log_files, tail
-    from .states import RETRIABLE, observe
+    from .jobs.logs import log_files, tail
+    from .jobs.observe import RETRIABLE, observe
+    from .store.ledger import Ledger
 
     ledger = Ledger(args.runs)
     sweep = ledger.read_sweep(_sweep_name(args.sweep))
@@ -254,8 +255,8 @@ def _logs(args: argparse.Namespace) -> None:
 
 
 def _cancel(args: argparse.Namespace) -> None:
-    from .cancel import cancel_runs
-    from .ledger import Ledger
+    from .jobs.cancel import cancel_runs
+    from .store.ledger import Ledger
 
     ledger = Ledger(args.runs)
     sweep = ledger.read_sweep(_sweep_name(args.sweep))
@@ -267,8 +268,8 @@ def _cancel(args: argparse.Namespace) -> None:
 
 
 def _report(args: argparse.Namespace) -> None:
-    from .ledger import Ledger
-    from .report import write_report
+    from .report.write import write_report
+    from .store.ledger import Ledger
 
     text, files = write_report(
         Ledger(args.runs),
@@ -281,21 +282,21 @@ def _report(args: argparse.Namespace) -> None:
 
 
 def _push(args: argparse.Namespace) -> None:
-    from .ledger import Ledger
-    from .push import push
+    from .store.ledger import Ledger
+    from .tracking.push import push
 
     print(push(Ledger(args.runs), _sweep_name(args.sweep)))
 
 
 def _dashboard(args: argparse.Namespace) -> None:
-    from .dashboard import dashboard
-    from .ledger import Ledger
+    from .store.ledger import Ledger
+    from .tracking.dashboard import dashboard
 
     print(dashboard(Ledger(args.runs), _sweep_name(args.sweep), dry_run=args.dry_run))
 
 
 def _benchmark(args: argparse.Namespace) -> None:
-    from .benchmark import run
+    from yolof_d2.benchmark.__main__ import run
 
     print(run(args))
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import yaml
 
-from .files import write_json
+from .store.files import write_json
 
 ROOT = Path(__file__).parents[1]
 
@@ -45,9 +45,9 @@ def sweep_of(runs: int) -> dict:
 
 def pretend_finished(ledger: Path, sweep_file: Path) -> None:
     """Leave what finished runs leave, without training."""
-    from .ledger import Ledger
-    from .resolve import resolve_runs
-    from .sweep import load_sweep
+    from .spec.resolve import resolve_runs
+    from .spec.sweep import load_sweep
+    from .store.ledger import Ledger
 
     loaded = load_sweep(str(sweep_file))
     records = Ledger(ledger)

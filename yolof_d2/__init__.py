@@ -1,13 +1,26 @@
 """YOLOF on Detectron2, made for ablations.
 
-Importing this package registers YOLOF and its parts with Detectron2's registries. It changes no
-default of Detectron2 and no other model.
+``add_yolof_config`` adds the config keys, and registers YOLOF and its parts with Detectron2's
+registries; so does importing :mod:`yolof_d2.modeling`. No default of Detectron2 and no other model
+is changed.
 """
 
 from __future__ import annotations
 
-from . import modeling  # noqa: F401  registers the meta-architecture and its parts
-from .config import add_yolof_config
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .config import add_yolof_config
 
 __version__ = "0.1.0"
 __all__ = ["add_yolof_config"]
+
+
+def __getattr__(name: str) -> Any:
+    # On first use and not above, since it imports torch: planning and reporting sweeps, which only
+    # need files and errors of this package, would wait seconds for it.
+    if name == "add_yolof_config":
+        from .config import add_yolof_config
+
+        return add_yolof_config
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

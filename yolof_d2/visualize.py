@@ -18,7 +18,7 @@ from PIL import Image
 from torchvision.ops import box_convert
 from torchvision.utils import draw_bounding_boxes
 
-from .config import build_cfg
+from .config.load import build_cfg
 from .data import register_datasets
 from .errors import DataError, UserError
 

@@ -15,8 +15,8 @@ from detectron2.modeling import build_model
 from PIL import Image
 from torch import nn
 
-from experiments.benchmark import add_arguments, run
 from experiments.errors import ExperimentError
+from yolof_d2.benchmark.__main__ import add_arguments, run
 from yolof_d2.benchmark.contender import Contender, Options, make_image
 from yolof_d2.benchmark.cost import describe_cost
 from yolof_d2.benchmark.parts import PARTS, find_parts
@@ -24,7 +24,7 @@ from yolof_d2.benchmark.report import draw, render
 from yolof_d2.benchmark.run import run_benchmark
 from yolof_d2.config import build_cfg
 from yolof_d2.errors import ConfigError
-from yolof_d2.model_zoo import build_meta_model, count_multiply_adds
+from yolof_d2.tools.model_zoo import build_meta_model, count_multiply_adds
 
 CONFIGS = ["configs/quick/synthetic.yaml", "configs/quick/synthetic_retinanet.yaml"]
 PROJECTOR = ["MODEL.YOLOF.ENCODER.NAME", "ProjectorEncoder"]

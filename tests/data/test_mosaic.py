@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from yolof_d2 import engine
 from yolof_d2.config import add_yolof_config
 from yolof_d2.data import MosaicMapper, build_mapper, build_mosaic_mapper
 from yolof_d2.data.mosaic import TileMapper
 from yolof_d2.engine import Trainer
+from yolof_d2.engine import trainer as engine
 from yolof_d2.errors import ConfigError, DataError
 
 Record = dict[str, Any]

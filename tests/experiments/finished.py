@@ -8,8 +8,8 @@ import random
 from pathlib import Path
 from typing import Any
 
-from experiments.files import write_json
-from experiments.ledger import Ledger
+from experiments.store.files import write_json
+from experiments.store.ledger import Ledger
 
 SOLVER = {"MAX_ITER": 100, "IMS_PER_BATCH": 16, "BASE_LR": 0.12}
 TESTED = {"SCORE_THRESH_TEST": 0.05, "TOPK_CANDIDATES_TEST": 1000, "NMS_THRESH_TEST": 0.5}

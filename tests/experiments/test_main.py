@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments.files import write_json
-from experiments.ledger import Ledger
-from experiments.sweep import sweep_names
+from experiments.spec.sweep import sweep_names
+from experiments.store.files import write_json
+from experiments.store.ledger import Ledger
 from tests.experiments.tiny import ROOT, experiments
 
 

@@ -17,7 +17,7 @@ from wandb.errors import term
 from tests.tracking.training import make_cfg, timeline, train, train_and_die, wait_until
 from tests.tracking.wandb_files import read_run
 from tests.wandb_server import WandbServer
-from yolof_d2.metrics import read_metrics, summarise
+from yolof_d2.measure.metrics_file import read_metrics, summarise
 from yolof_d2.tracking import writer
 from yolof_d2.tracking.__main__ import main
 

@@ -15,11 +15,12 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
-from ..config import num_classes
-from ..engine import Trainer
-from ..errors import ConfigError
-from ..modeling.yolof import YOLOF
-from ..train_loop import MixedPrecisionTrainer
+from yolof_d2.config import num_classes
+from yolof_d2.engine import Trainer
+from yolof_d2.engine.train_loop import MixedPrecisionTrainer
+from yolof_d2.errors import ConfigError
+from yolof_d2.modeling.meta_arch.yolof import YOLOF
+
 from .parts import Mark, find_parts
 
 SEED = 0

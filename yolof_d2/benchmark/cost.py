@@ -11,7 +11,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..model_zoo import build_meta_model, count_multiply_adds, count_parameters
+from yolof_d2.tools.model_zoo import build_meta_model, count_multiply_adds, count_parameters
+
 from .parts import find_parts, marked
 
 
@@ -68,7 +69,7 @@ def count_by_part(model: Any, size: tuple[int, int]) -> tuple[dict[str, int], li
     """Count multiply-adds of convolutions, linear layers and attention.
 
     Args:
-        model: on the meta device, from :func:`~yolof_d2.model_zoo.build_meta_model`.
+        model: on the meta device, from :func:`~yolof_d2.tools.model_zoo.build_meta_model`.
         size: height and width in pixels, padded.
 
     Returns:

@@ -8,9 +8,10 @@ from concurrent.futures.process import BrokenProcessPool
 
 from detectron2.config import CfgNode
 
-from ..errors import ConfigError
-from ..memory import evaluation_phase, peak_memory_mib, start_measuring
-from ..plugins import load_plugins
+from yolof_d2.config import load_plugins
+from yolof_d2.errors import ConfigError
+from yolof_d2.measure.memory import evaluation_phase, peak_memory_mib, start_measuring
+
 from .contender import Contender, Options
 
 _STEPS = 2  # the first training step makes the optimizer's state, the second one runs beside it
@@ -21,8 +22,8 @@ def measure_memory(name: str, cfg: CfgNode, options: Options) -> dict[str, dict[
 
     Returns:
         ``before``, ``inference`` and ``training``, each with what
-        :func:`~yolof_d2.memory.peak_memory_mib` gives, in MiB. ``before`` is what the process
-        holds before the model is built: Python and PyTorch.
+        :func:`~yolof_d2.measure.memory.peak_memory_mib` gives, in MiB. ``before`` is what the
+        process holds before the model is built: Python and PyTorch.
 
     Raises:
         ConfigError: the system ended the process, usually for lack of memory.

@@ -10,8 +10,8 @@ from detectron2.modeling import RetinaNet
 from detectron2.modeling.meta_arch.fcos import FCOS
 from torch import nn
 
-from ..errors import ConfigError
-from ..modeling.yolof import YOLOF
+from yolof_d2.errors import ConfigError
+from yolof_d2.modeling.meta_arch.yolof import YOLOF
 
 PARTS = {
     "training": (

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 
-from ..config import build_cfg
-from ..errors import ConfigError, UserError
-from ..provenance import describe_run
+from yolof_d2.config import build_cfg
+from yolof_d2.errors import ConfigError, UserError
+from yolof_d2.measure.provenance import describe_run
+
 from .allocator import freed_memory_kept
 from .contender import SEED, Contender, Options
 from .cost import describe_cost

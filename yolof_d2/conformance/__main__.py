@@ -14,7 +14,8 @@ import unittest
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from ..errors import UserError
+from yolof_d2.errors import UserError
+
 from .expectations import ConformanceError
 from .suite import Case, find_cases
 

@@ -10,7 +10,8 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
-from ..modeling.registry import get_part
+from yolof_d2.modeling.registry import get_part
+
 from . import modules
 from .encoder import expect_stride
 from .expectations import expect

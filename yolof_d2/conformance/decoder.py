@@ -6,7 +6,8 @@ import torch
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
-from ..modeling import Decoder, build_decoder
+from yolof_d2.modeling import Decoder, build_decoder
+
 from . import modules
 from .expectations import expect
 from .modules import ModuleSubject, livened

@@ -6,7 +6,8 @@ import torch
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
-from ..modeling import Encoder, build_encoder
+from yolof_d2.modeling import Encoder, build_encoder
+
 from . import modules
 from .expectations import expect
 from .modules import ModuleSubject

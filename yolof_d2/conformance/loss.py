@@ -15,8 +15,9 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..modeling import DetectionLoss, MatchResult, build_loss
-from ..modeling.matcher.build import IGNORED
+from yolof_d2.modeling import DetectionLoss, MatchResult, build_loss
+from yolof_d2.modeling.matcher.build import IGNORED
+
 from . import scenes
 from .expectations import expect, expect_finite, expect_same, raising_means
 from .modules import on_meta_device

@@ -8,8 +8,9 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
-from ..modeling import Matcher, MatchResult, build_matcher
-from ..modeling.matcher.build import IGNORED
+from yolof_d2.modeling import Matcher, MatchResult, build_matcher
+from yolof_d2.modeling.matcher.build import IGNORED
+
 from . import scenes
 from .expectations import expect, raising_means
 from .modules import on_meta_device

@@ -17,7 +17,7 @@ from detectron2.modeling import build_anchor_generator
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..modeling import GroundTruth
+from yolof_d2.modeling import GroundTruth
 
 SHAPE = ShapeSpec(channels=32, stride=32)
 

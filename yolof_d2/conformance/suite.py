@@ -13,11 +13,11 @@ from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY
 from fvcore.common.registry import Registry
 
+from yolof_d2.config import build_cfg, load_plugins
+from yolof_d2.errors import ConfigError
+from yolof_d2.modeling import DECODER_REGISTRY, ENCODER_REGISTRY, LOSS_REGISTRY, MATCHER_REGISTRY
+
 from .. import modeling  # noqa: F401  registers the parts of this package
-from ..config import build_cfg
-from ..errors import ConfigError
-from ..modeling import DECODER_REGISTRY, ENCODER_REGISTRY, LOSS_REGISTRY, MATCHER_REGISTRY
-from ..plugins import load_plugins
 from . import backbone, decoder, encoder, loss, matcher
 from .expectations import expect, raising_means
 

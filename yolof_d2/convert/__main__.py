@@ -23,7 +23,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from yolof_d2.errors import UserError
+
 from .files import read_weights, write_atomically
 from .formats import (
     FORMATS,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from yolof_d2.errors import UserError
 
 # What torch.load, safetensors and, on bytes that are no pickle, pickle raise.
 _READ_ERRORS = (

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ..errors import UserError
+from yolof_d2.errors import UserError
 
 Weights = Mapping[str, Tensor]
 Rules = Sequence[tuple[str, str]]

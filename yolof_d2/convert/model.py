@@ -10,8 +10,9 @@ from typing import Any
 
 from detectron2.modeling import build_model
 
-from ..config import build_cfg
-from ..errors import UserError
+from yolof_d2.config import build_cfg
+from yolof_d2.errors import UserError
+
 from .formats import FORMATS, Conversion, Rules, Weights, select, show, translate
 
 # (three convolutions per block, blocks per stage): MODEL.RESNETS.DEPTH

@@ -1,6 +1,6 @@
 """Data sets from the config, augmentation and the mappers.
 
-``validation``, ``synthetic`` and ``subset`` are commands too (``python -m
+``validation`` and ``synthetic`` are commands too (``python -m
 yolof_d2.data.validation``) and are therefore not imported here: Python warns about a command that
 its package already holds.
 """

@@ -9,9 +9,10 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, detection_utils
 from fvcore.transforms.transform import Transform
 
-from yolof_d2.data.augmentation import build_augmentation
-from yolof_d2.data.datasets import IMAGE_READ_ERRORS
 from yolof_d2.errors import DataError
+
+from .augmentation import build_augmentation
+from .datasets import IMAGE_READ_ERRORS
 
 __all__ = ["YOLOFDatasetMapper", "build_mapper"]
 

@@ -66,8 +66,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from PIL import Image
 
 from yolof_d2.config import num_classes, num_classes_node
-from yolof_d2.data.datasets import IMAGE_READ_ERRORS, read_coco_json
 from yolof_d2.errors import DataError
+
+from .datasets import IMAGE_READ_ERRORS, read_coco_json
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode

@@ -22,7 +22,7 @@ from yolof_d2.data import register_datasets
 from yolof_d2.data.datasets import read_coco_json
 from yolof_d2.errors import DataError, UserError
 
-from .errors import ERROR_KINDS, ErrorAnalysis, analyse_errors
+from .error_types import ERROR_KINDS, ErrorAnalysis, analyse_errors
 
 logger = logging.getLogger("yolof_d2.evaluation")
 

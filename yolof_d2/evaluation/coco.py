@@ -14,7 +14,7 @@ from faster_coco_eval import COCOeval_faster
 
 from yolof_d2.errors import DataError
 
-from .errors import analyse_errors
+from .error_types import analyse_errors
 
 _AP = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _AR = ("AR1", "AR10", "AR100", "ARs", "ARm", "ARl")

@@ -6,7 +6,7 @@ from .encoder import ENCODER_REGISTRY, Encoder, build_encoder
 from .losses import LOSS_REGISTRY, DetectionLoss, build_loss
 from .matcher import MATCHER_REGISTRY, GroundTruth, Matcher, MatchResult, build_matcher
 from .meta_arch import FCOS, RetinaNetPlus
-from .yolof import YOLOF
+from .meta_arch.yolof import YOLOF
 
 __all__ = [
     "DECODER_REGISTRY",

@@ -9,7 +9,8 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 
-from ..errors import ConfigError
+from yolof_d2.errors import ConfigError
+
 from .backbone import check_resnet_config
 from .registry import get_part
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from detectron2.layers import get_norm
 from torch import nn
 
-from ..errors import ConfigError
+from yolof_d2.errors import ConfigError
 
 _NORMS = ("BN", "SyncBN", "nnSyncBN", "FrozenBN", "GN", "LN", "")
 _ACTIVATIONS = {

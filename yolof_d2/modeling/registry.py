@@ -6,7 +6,7 @@ from typing import Any
 
 from fvcore.common.registry import Registry
 
-from ..errors import ConfigError
+from yolof_d2.errors import ConfigError
 
 
 def get_part(registry: Registry, name: str, key: str) -> Any:

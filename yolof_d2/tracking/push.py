@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..metrics import read_metrics
+from yolof_d2.measure.metrics_file import read_metrics
+
 from .run import WandbRun, digest, quiet_wandb
 
 _INIT_SECONDS = 60.0

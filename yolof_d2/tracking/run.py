@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ..metrics import summarise
+from yolof_d2.measure.metrics_file import summarise
 
 logger = logging.getLogger(__name__)
 

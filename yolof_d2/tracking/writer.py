@@ -18,8 +18,9 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, get_event_storage
 
-from ..metrics import read_metrics
-from ..provenance import describe_run
+from yolof_d2.measure.metrics_file import read_metrics
+from yolof_d2.measure.provenance import describe_run
+
 from .push import has_all
 from .run import WandbRun, forget_wandb, kill_wandb, one_line, run_arguments
 

@@ -6,11 +6,12 @@ from detectron2.config import CfgNode
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 
-from yolof_d2.data.augmentation.color import ColorDistortion
-from yolof_d2.data.augmentation.crop import ClipBoxes, JitterCrop
-from yolof_d2.data.augmentation.resize import FixedSizeResize
-from yolof_d2.data.augmentation.shift import RandomShift
 from yolof_d2.errors import ConfigError
+
+from .color import ColorDistortion
+from .crop import ClipBoxes, JitterCrop
+from .resize import FixedSizeResize
+from .shift import RandomShift
 
 __all__ = ["build_augmentation"]
 

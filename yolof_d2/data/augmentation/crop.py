@@ -6,7 +6,7 @@ import numpy as np
 from detectron2.data import transforms as T
 from fvcore.transforms.transform import NoOpTransform, Transform, TransformList
 
-from yolof_d2.data.augmentation.checks import require
+from .checks import require
 
 __all__ = ["ClipBoxes", "ClipBoxesTransform", "JitterCrop"]
 

@@ -18,8 +18,8 @@ from fvcore.nn.weight_init import c2_xavier_fill
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...errors import ConfigError
-from ..layers import build_norm
+from yolof_d2.errors import ConfigError
+from yolof_d2.modeling.layers import build_norm
 
 _STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from detectron2.config import CfgNode
 
-from ...errors import ConfigError
+from yolof_d2.errors import ConfigError
 
 _DEPTHS = (18, 34, 50, 101, 152)
 _FEATURES = ("stem", "res2", "res3", "res4", "res5")

@@ -12,7 +12,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 
-from ...errors import ConfigError
+from yolof_d2.errors import ConfigError
 
 
 class TimmBackbone(Backbone):

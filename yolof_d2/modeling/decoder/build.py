@@ -9,7 +9,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
-from ..registry import get_part
+from yolof_d2.modeling.registry import get_part
 
 DECODER_REGISTRY = Registry("YOLOF_DECODER")
 DECODER_REGISTRY.__doc__ = """

@@ -8,7 +8,8 @@ from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..layers import init_conv_normal
+from yolof_d2.modeling.layers import init_conv_normal
+
 from .build import DECODER_REGISTRY
 from .plain import PlainDecoder, anchors_last
 

@@ -9,7 +9,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
-from ..registry import get_part
+from yolof_d2.modeling.registry import get_part
 
 ENCODER_REGISTRY = Registry("YOLOF_ENCODER")
 ENCODER_REGISTRY.__doc__ = """

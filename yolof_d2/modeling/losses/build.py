@@ -8,8 +8,8 @@ from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
 from torch import Tensor
 
-from ..matcher import GroundTruth, MatchResult
-from ..registry import get_part
+from yolof_d2.modeling.matcher import GroundTruth, MatchResult
+from yolof_d2.modeling.registry import get_part
 
 LOSS_REGISTRY = Registry("YOLOF_LOSS")
 LOSS_REGISTRY.__doc__ = """

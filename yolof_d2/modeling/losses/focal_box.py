@@ -8,16 +8,17 @@ from detectron2.utils import comm
 from fvcore.nn import sigmoid_focal_loss_jit
 from torch import Tensor
 
-from ...errors import ConfigError
-from ..boxes import (
+from yolof_d2.errors import ConfigError
+from yolof_d2.modeling.box_regression import (
     complete_iou_loss,
     delta_l1_loss,
     distance_iou_loss,
     generalized_iou_loss,
     iou_loss,
 )
-from ..matcher import GroundTruth, MatchResult
-from ..matcher.build import IGNORED
+from yolof_d2.modeling.matcher import GroundTruth, MatchResult
+from yolof_d2.modeling.matcher.build import IGNORED
+
 from .build import LOSS_REGISTRY, DetectionLoss
 
 _IOU_LOSSES = {

@@ -18,7 +18,7 @@ from detectron2.structures import Instances
 from detectron2.utils.registry import Registry
 from torch import Tensor
 
-from ..registry import get_part
+from yolof_d2.modeling.registry import get_part
 
 MATCHER_REGISTRY = Registry("YOLOF_MATCHER")
 MATCHER_REGISTRY.__doc__ = """

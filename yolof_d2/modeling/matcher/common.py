@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from ...errors import ConfigError
-from ..boxes import box_iou
+from yolof_d2.errors import ConfigError
+from yolof_d2.modeling.box_regression import box_iou
+
 from .build import IGNORED, GroundTruth, MatchResult
 
 

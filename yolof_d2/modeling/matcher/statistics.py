@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from ..boxes import box_area
+from yolof_d2.modeling.box_regression import box_area
+
 from .build import IGNORED, GroundTruth, MatchResult
 
 # Bounds of COCO's object sizes, square pixels of the network's input here: from, and below.

@@ -11,7 +11,7 @@ from detectron2.modeling.box_regression import Box2BoxTransformLinear
 from detectron2.modeling.meta_arch import fcos
 from torch import Tensor, nn
 
-from ...errors import ConfigError
+from yolof_d2.errors import ConfigError
 
 
 class Float32Box2BoxTransformLinear(Box2BoxTransformLinear):

@@ -11,8 +11,8 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.meta_arch.retinanet import RetinaNet, RetinaNetHead
 from torch import Tensor, nn
 
-from ..decoder.implicit_objectness import fold_objectness
-from ..layers import init_conv_normal
+from yolof_d2.modeling.decoder.implicit_objectness import fold_objectness
+from yolof_d2.modeling.layers import init_conv_normal
 
 
 class ImplicitObjectnessRetinaNetHead(RetinaNetHead):

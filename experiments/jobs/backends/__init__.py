@@ -1,0 +1,1 @@
+"""Where jobs run: SLURM, this machine, or this process."""

@@ -1,0 +1,58 @@
+"""The logs of a run: Detectron2's, and what its job printed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from experiments.store.ledger import Ledger
+
+
+def log_files(ledger: Ledger, identity: str, *, job: bool) -> list[Path]:
+    """Log files of a run that exist.
+
+    Args:
+        ledger: of the runs.
+        identity: the run.
+        job: what its job printed, one file per rank and stream, instead of Detectron2's log.
+    """
+    claim = ledger.read_claim(identity)
+    own = [ledger.run_folder(identity) / "log.txt"]
+    printed: list[Path] = []
+    if claim is not None:
+        printed = job_files(ledger, claim, ledger.read_submission(claim["token"]) or {})
+    found = [path for path in (printed if job else own) if path.is_file()]
+    # Before Detectron2 has a log, what the job printed is all there is.
+    return found or [path for path in printed if path.is_file()]
+
+
+def job_files(ledger: Ledger, claim: dict[str, Any], submission: dict[str, Any]) -> list[Path]:
+    """What the job of a run printed: a file for each rank, of stdout and of stderr."""
+    folder = ledger.submission_folder(claim["token"]) / "jobs"
+    task = f"_{claim['index']}" if len(submission.get("runs", ())) > 1 else ""
+    return sorted(folder.glob(f"{submission.get('job_id')}{task}_[0-9]*_log.*"))
+
+
+def last_error_line(files: Iterable[Path]) -> str:
+    """The last line about an error, of jobs that left no other word; else the last line."""
+    for path in files:
+        if path.suffix != ".err":
+            continue
+        try:
+            lines = tail(path, 20).splitlines()
+        except OSError:
+            continue
+        errors = [line for line in lines if "error" in line.lower()] or lines
+        if errors:
+            return errors[-1].strip()[:300]
+    return ""
+
+
+def tail(path: Path, lines: int) -> str:
+    """The last lines of a file."""
+    with path.open("rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - 400 * lines))
+        text = file.read().decode(errors="replace")
+    return "\n".join(text.splitlines()[-lines:])

@@ -1,0 +1,88 @@
+"""The process group of a job: one process per rank, as SLURM or submitit started them.
+
+Nothing is fixed before the job runs. Rank 0 takes a free port on the node where it finds itself
+and leaves host and port in the run folder, under a name that is this start's alone; the other ranks
+read them there. A requeued job does the same again.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from detectron2.utils import comm
+
+from experiments.errors import ExperimentError
+from experiments.store.files import read_json, write_json
+
+_PATIENCE = timedelta(minutes=10)  # until the last rank of a job must have started
+
+
+def init_process_group(
+    folder: Path, start: str, failure: Path, *, rank: int, ranks: int, ranks_per_node: int
+) -> None:
+    """Join the ranks of a job, and let Detectron2's ``comm`` know them.
+
+    On GPUs over NCCL, otherwise over gloo. Each rank takes the GPU of its local rank, or the only
+    one that it sees.
+
+    Args:
+        folder: on a disk that all nodes see.
+        start: names this start of this job.
+        failure: a file that is there when rank 0 has failed; the others then wait no longer.
+        rank: of this process.
+        ranks: in all; with one, nothing is set up.
+        ranks_per_node: the same on all nodes.
+
+    Raises:
+        ExperimentError: rank 0 does not appear.
+    """
+    gpus = torch.cuda.device_count()
+    if gpus:
+        torch.cuda.set_device(rank % ranks_per_node if gpus > 1 else 0)
+    if ranks == 1:
+        return
+    meeting_point = folder / f"rendezvous-{start}.json"
+    store = _meet(meeting_point, failure, rank, ranks)
+    dist.init_process_group(
+        "nccl" if gpus else "gloo",
+        store=dist.PrefixStore(start, store),
+        rank=rank,
+        world_size=ranks,
+    )
+    comm.create_local_process_group(ranks_per_node)
+    comm.synchronize()
+    if rank == 0:
+        meeting_point.unlink()  # all are here; a later start must not find this address
+
+
+def _meet(file: Path, failure: Path, rank: int, ranks: int) -> dist.TCPStore:
+    if rank == 0:
+        host = socket.gethostname()
+        # Port 0: the system gives one that is free, and it is never free again in between.
+        store = dist.TCPStore(host, 0, ranks, is_master=True, wait_for_workers=False)
+        write_json(file, {"host": host, "port": store.port})
+        return store
+    deadline = time.monotonic() + _PATIENCE.total_seconds()
+    while (address := read_json(file)) is None:
+        if failure.exists() or time.monotonic() > deadline:
+            raise ExperimentError(
+                f"rank 0 did not leave its address in {file}: it failed (its own word is then "
+                f"beside this one), did not start within {_PATIENCE}, or sees another disk"
+            )
+        time.sleep(0.2)
+        os.listdir(file.parent)  # network file systems remember that a file was absent
+    return dist.TCPStore(
+        address["host"], address["port"], ranks, is_master=False, timeout=_PATIENCE
+    )
+
+
+def leave_process_group() -> None:
+    """Undo :func:`init_process_group`, for a process that goes on with another run."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()

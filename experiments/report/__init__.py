@@ -1,0 +1,1 @@
+"""The comparison of finished runs: statistics, tables, plots, and a page to mail."""

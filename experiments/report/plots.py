@@ -1,0 +1,368 @@
+"""Pictures of a comparison."""
+
+from __future__ import annotations
+
+import itertools
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.lines import Line2D
+
+from experiments.errors import ExperimentError
+from experiments.jobs.observe import State
+
+from .outcomes import Comparison, Outcome, Row, median
+from .spreadsheet import ERRORS, SIZES
+from .statistics import Estimate, average
+
+MAX_ROWS = 24  # beyond it a picture says nothing
+
+_COLORS = ("#2b6cb0", "#d1682b", "#2f8f5b", "#b83a6b", "#7656b8", "#8a6d1d", "#1f8a9c", "#7a7f87")
+_MARKERS = "osD"  # one for each turn of the colours
+_BASELINE = ("*", "#111111")
+_LINE_HEIGHT = 0.155  # inches of a line of text
+_STYLE: Any = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e8ec",
+    "text.parse_math": False,  # names of rows are not formulas
+    "svg.hashsalt": "yolof_d2",  # the same picture has the same bytes
+}
+
+_Reader = Callable[[Row], Estimate | None]
+
+
+@dataclass(frozen=True)
+class _Look:
+    """How a row is drawn, in all pictures alike.
+
+    Attributes:
+        tick: its name beside an axis, a line for each axis of the sweep.
+        label: its name in a legend.
+        color: of bars and lines.
+        marker: of points.
+    """
+
+    tick: str
+    label: str
+    color: str
+    marker: str
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """The rows that pictures show, each with its look."""
+
+    rows: list[Row]
+    looks: dict[str, _Look]
+    baseline: str
+
+
+def draw_plots(comparison: Comparison, folder: Path) -> dict[str, Path]:
+    """Draw each picture of which there is data, as PNG and SVG, and the overview ``report.png``.
+
+    Args:
+        comparison: of whose rows, where there are more than ``MAX_ROWS``, those with the highest AP
+            are shown, and the baseline.
+        folder: of the sweep; the pictures go into ``plots/`` in it, in place of those of an
+            earlier report.
+
+    Returns:
+        Name -> PNG file, without the pictures of which there is no data.
+
+    Raises:
+        ExperimentError: the files cannot be written.
+    """
+    scene = _set_scene(comparison.rows, comparison.baseline.name)
+    plots = folder / "plots"
+    drawn = {}
+    try:
+        for path in (folder / "report.png", *(plots / f"{name}.png" for name in _PICTURES)):
+            path.unlink(missing_ok=True)
+            path.with_suffix(".svg").unlink(missing_ok=True)
+        with matplotlib.rc_context(_STYLE):
+            for name, draw in _PICTURES.items():
+                figure = draw(scene)
+                if figure is not None:
+                    plots.mkdir(parents=True, exist_ok=True)
+                    drawn[name] = plots / f"{name}.png"
+                    figure.savefig(drawn[name], dpi=150)
+                    figure.set_layout_engine("none")  # stays as it is; to find it takes long
+                    figure.savefig(plots / f"{name}.svg", transparent=True, metadata={"Date": None})
+            sweep = comparison.sweep
+            overview = _draw_overview(scene, f"{sweep['sweep']}: {sweep['question']}")
+            if overview is not None:
+                drawn["overview"] = folder / "report.png"
+                overview.savefig(drawn["overview"], dpi=120)
+    except OSError as error:
+        raise ExperimentError(
+            f"cannot write the pictures into {folder}: {error}. Expected a writable folder with "
+            "space left; --no-plots writes the report without them"
+        ) from error
+    return drawn
+
+
+def _set_scene(rows: Sequence[Row], baseline: str) -> _Scene:
+    def rank(row: Row) -> tuple[bool, float]:
+        found = average(list(row.by_seed(*_AP).values()))
+        return row.name != baseline, -found.mean if found else 1.0
+
+    best = {row.name for row in sorted(rows, key=rank)[:MAX_ROWS]}
+    shown = [row for row in rows if row.name in best]
+    styles = itertools.product(_MARKERS, _COLORS)
+    looks = {}
+    for row in shown:
+        cells = row.outcomes[0].run["cells"]
+        parts = [row.name] if "run" in cells else [f"{axis}={cell}" for axis, cell in cells.items()]
+        if row.name == baseline:
+            parts[-1] += " (baseline)"
+        marker, color = _BASELINE if row.name == baseline else next(styles)
+        tick = "\n".join(line for part in parts for line in textwrap.wrap(part, 36))
+        looks[row.name] = _Look(tick, textwrap.fill(", ".join(parts), 60), color, marker)
+    return _Scene(shown, looks, baseline)
+
+
+def _size(texts: Sequence[str]) -> tuple[float, float]:
+    """Width and height in inches of labels, one under the other, each as high as the highest."""
+    lines = [text.split("\n") for text in texts]
+    width = 0.075 * max(len(line) for label in lines for line in label)
+    return width, len(lines) * (max(map(len, lines)) * _LINE_HEIGHT + 0.08)
+
+
+def _over_seeds(*path: str) -> _Reader:
+    return lambda row: average(list(row.by_seed(*path).values()))
+
+
+_AP = ("results", "bbox", "AP")
+
+
+def _draw_sizes(scene: _Scene) -> Figure | None:
+    return _draw_bars(scene, _BY_SIZE, "AP by object size (percent, on the last weights)")
+
+
+def _draw_errors(scene: _Scene) -> Figure | None:
+    panels = {name: _over_seeds("results", "errors", name) for name in ERRORS}
+    return _draw_bars(scene, panels, "AP50 points that mending all errors of a kind would bring")
+
+
+def _draw_positives(scene: _Scene) -> Figure | None:
+    panels = {
+        f"{size.strip('_') or 'all'} objects": _over_seeds("matching", f"positives_per_gt{size}")
+        for size in SIZES
+    }
+    return _draw_bars(scene, panels, "Positive anchors of an object (mean over training)")
+
+
+_BY_SIZE = {name: _over_seeds("results", "bbox", name) for name in ("AP", "APs", "APm", "APl")}
+
+
+def _draw_bars(scene: _Scene, panels: dict[str, _Reader], title: str) -> Figure | None:
+    """A panel for each figure, and in it a bar for each row."""
+    values = _read_panels(scene, panels)
+    rows = _rows_in(scene, values)
+    if not rows:
+        return None
+    width, height = _size([scene.looks[row.name].tick for row in rows])
+    size = (width + 0.5 + 1.5 * len(values), height + 0.9)
+    figure = Figure(figsize=size, layout="constrained")
+    _fill_bars(figure, scene, rows, values)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def _read_panels(scene: _Scene, panels: dict[str, _Reader]) -> dict[str, dict[str, Estimate]]:
+    """Panel -> row -> value, without panels that no row has a value for."""
+    values = {
+        name: {row.name: value for row in scene.rows if (value := read(row)) is not None}
+        for name, read in panels.items()
+    }
+    return {name: found for name, found in values.items() if found}
+
+
+def _rows_in(scene: _Scene, values: dict[str, dict[str, Estimate]]) -> list[Row]:
+    return [row for row in scene.rows if any(row.name in found for found in values.values())]
+
+
+def _fill_bars(
+    figure: Figure | SubFigure,
+    scene: _Scene,
+    rows: Sequence[Row],
+    values: dict[str, dict[str, Estimate]],
+) -> None:
+    panels = figure.subplots(1, len(values), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, (name, found) in zip(panels, values.items(), strict=True):
+        for place, row in enumerate(rows):
+            value = found.get(row.name)
+            if value is None:
+                continue
+            deviation = value.deviation or 0.0
+            color = scene.looks[row.name].color
+            axes.barh(place, value.mean, 0.62, color=color, alpha=0.85)
+            if deviation:
+                axes.errorbar(value.mean, place, xerr=deviation, color="#555555", capsize=2, lw=1)
+            axes.annotate(
+                f"{value.mean:.1f}", (value.mean + deviation, place), (3, 0),
+                textcoords="offset points", va="center", fontsize=8,
+                bbox={"fc": "white", "ec": "none", "alpha": 0.8, "pad": 0.6},
+            )  # fmt: skip
+        if scene.baseline in found:
+            axes.axvline(found[scene.baseline].mean, color=_BASELINE[1], lw=0.8, ls=(0, (4, 3)))
+        axes.set_title(name, fontsize=9)
+        axes.locator_params(axis="x", nbins=4)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(visible=False, axis="y")
+    highest = max(
+        v.mean + (v.deviation or 0.0) for found in values.values() for v in found.values()
+    )
+    panels[0].set_xlim(0, 1.3 * highest or 1.0)  # the figure stands beside the bar
+    panels[0].set_yticks(range(len(rows)), [scene.looks[row.name].tick for row in rows])
+    panels[0].set_ylim(len(rows) - 0.4, -0.6)
+
+
+def _draw_curves(scene: _Scene) -> Figure | None:
+    rows = [row for row in scene.rows if any(map(_curve, row.outcomes))]
+    if not rows:
+        return None
+    figure = _figure_with_legend(6.5, scene, rows)
+    _fill_curves(figure.subplots(), scene, rows)
+    return figure
+
+
+def _curve(outcome: Outcome) -> list[tuple[int, float]]:
+    points = outcome.seen.progress.get("evaluations", [])
+    return [(iteration, ap) for iteration, ap in points if ap is not None]
+
+
+def _fill_curves(axes: Axes, scene: _Scene, rows: Sequence[Row]) -> None:
+    unfinished = False
+    for row in rows:
+        look = scene.looks[row.name]
+        for outcome in filter(_curve, row.outcomes):
+            finished = outcome.seen.state is State.FINISHED
+            unfinished |= not finished
+            axes.plot(
+                *zip(*_curve(outcome), strict=True), color=look.color, marker=look.marker,
+                markersize=6 if look.marker == "*" else 3.5, lw=1,
+                ls="-" if finished else (0, (2, 2)), clip_on=False,
+                zorder=3 if row.name == scene.baseline else 2,
+            )  # fmt: skip
+    axes.set_xlabel("iterations" + (" (dotted: not finished)" if unfinished else ""))
+    axes.set_ylabel("AP")
+    axes.set_xlim(left=0)
+
+
+def _figure_with_legend(width: float, scene: _Scene, rows: Sequence[Row]) -> Figure:
+    """A figure with ``width`` inches for axes, and beside them, where it covers nothing, a legend.
+
+    The legend begins with the highest AP, as the axes do.
+    """
+
+    def last(row: Row) -> float:
+        found = average([_curve(outcome)[-1][1] for outcome in row.outcomes if _curve(outcome)])
+        return found.mean if found else 0.0
+
+    looks = [scene.looks[row.name] for row in sorted(rows, key=last, reverse=True)]
+    label_width, height = _size([look.label for look in looks])
+    size = (width + label_width + 0.6, max(3.8, height + 0.4))
+    figure = Figure(figsize=size, layout="constrained")
+    handles = [
+        Line2D([], [], color=look.color, marker=look.marker, label=look.label,
+               markersize=8 if look.marker == "*" else 5)
+        for look in looks
+    ]  # fmt: skip
+    figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=8)
+    return figure
+
+
+def _draw_memory(scene: _Scene) -> Figure | None:
+    return _draw_trade_off(
+        scene,
+        {
+            "peak memory of training (MiB)": lambda outcome: outcome.memory,
+            "peak memory of evaluation (MiB)": lambda outcome: outcome.evaluation_memory,
+        },
+    )
+
+
+def _draw_speed(scene: _Scene) -> Figure | None:
+    return _draw_trade_off(
+        scene,
+        {
+            "training (images/s)": lambda outcome: outcome.figure("images_per_second"),
+            "evaluation, the model alone (images/s)": lambda outcome: outcome.figure(
+                "evaluation", "images_per_second"
+            ),
+        },
+    )
+
+
+def _draw_trade_off(
+    scene: _Scene, panels: dict[str, Callable[[Outcome], float | None]]
+) -> Figure | None:
+    """A panel for each cost, and in it AP over that cost, a point for each row."""
+    quality = _read_panels(scene, {"AP": _over_seeds(*_AP)}).get("AP", {})
+    costs = {
+        name: {
+            row.name: cost
+            for row in scene.rows
+            if row.name in quality
+            and (cost := median([read(outcome) for outcome in row.finished])) is not None
+        }
+        for name, read in panels.items()
+    }
+    costs = {name: found for name, found in costs.items() if found}
+    rows = [row for row in scene.rows if any(row.name in found for found in costs.values())]
+    if not rows:
+        return None
+    figure = _figure_with_legend(4.2 * len(costs), scene, rows)
+    panels_of = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
+    for axes, (name, found) in zip(panels_of, costs.items(), strict=True):
+        for row in rows:
+            if row.name not in found:
+                continue
+            look, ap = scene.looks[row.name], quality[row.name]
+            axes.errorbar(
+                found[row.name], ap.mean, yerr=ap.deviation, color=look.color, marker=look.marker,
+                markersize=12 if look.marker == "*" else 7, capsize=2, lw=1, alpha=0.9,
+            )  # fmt: skip
+        if scene.baseline in found:
+            axes.axhline(quality[scene.baseline].mean, color=_BASELINE[1], lw=0.8, ls=(0, (4, 3)))
+        axes.set_xlabel(name)
+        axes.margins(0.15)
+    panels_of[0].set_ylabel("AP")
+    return figure
+
+
+def _draw_overview(scene: _Scene, title: str) -> Figure | None:
+    values = _read_panels(scene, _BY_SIZE)
+    rows = _rows_in(scene, values)
+    if not rows:
+        return None
+    width, height = _size([scene.looks[row.name].tick for row in rows])
+    bars = width + 0.5 + 1.15 * len(values)
+    figure = Figure(figsize=(bars + 4.8, max(3.4, height + 1.0)), layout="constrained")
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(bars, 4.8))[0]
+    _fill_bars(left, scene, rows, values)
+    curved = [row for row in scene.rows if any(map(_curve, row.outcomes))]
+    _fill_curves(right.subplots(), scene, curved)
+    figure.suptitle(title, fontsize=10, wrap=True)
+    return figure
+
+
+_PICTURES: dict[str, Callable[[_Scene], Figure | None]] = {
+    "ap_by_size": _draw_sizes,
+    "ap_over_iterations": _draw_curves,
+    "ap_against_memory": _draw_memory,
+    "ap_against_speed": _draw_speed,
+    "error_types": _draw_errors,
+    "positives_per_object": _draw_positives,
+}

@@ -1,0 +1,124 @@
+"""Resolve configs in a process of its own, since importing Detectron2 imports torch.
+
+``python -m experiments.spec.build_configs`` reads requests from standard input as JSON and writes
+answers to the file that they name. :mod:`experiments.spec.resolve` starts it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import sys
+from typing import Any
+
+import torch
+import yaml
+from detectron2.config import CfgNode
+
+from yolof_d2.config import build_cfg
+from yolof_d2.data import resolve_datasets
+from yolof_d2.data.datasets import find_data_path
+from yolof_d2.errors import DataError, UserError
+from yolof_d2.tools.model_zoo import build_meta_model
+
+_MANY = 40  # requests that make a second process worth its start
+
+_built: dict[str, str] = {}  # what decides whether a model can be built -> why it cannot
+
+
+def resolve(request: dict[str, Any]) -> dict[str, Any]:
+    """Resolve one config and build its model without memory.
+
+    Args:
+        request: ``config`` file, ``overrides`` as a flat list of keys and values, and ``ranks``.
+
+    Returns:
+        ``config``: all keys with their values, nested; ``files``: what it was made from;
+        or ``error``, and ``data_missing`` where data is what is missing.
+    """
+    try:
+        cfg = build_cfg(request["config"], request["overrides"])
+        resolve_datasets(cfg)
+        if cfg.SOLVER.IMS_PER_BATCH % request["ranks"]:
+            return {
+                "error": f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which "
+                f"{request['ranks']} ranks cannot share evenly; choose a multiple"
+            }
+        weights = cfg.MODEL.WEIGHTS
+        if weights and "://" not in weights and not os.path.isfile(weights):
+            return {"error": f"MODEL.WEIGHTS: there is no file {weights!r} (from {os.getcwd()})"}
+        why = _why_not_built(cfg)
+        if why:
+            return {"error": f"its model cannot be built: {why}"}
+    except DataError as error:
+        return {"error": str(error), "data_missing": True}
+    except UserError as error:
+        return {"error": str(error)}
+    files = [*_config_files(request["config"]), *_plugin_files(cfg), *_data_files(cfg)]
+    return {"config": cfg, "files": sorted(set(files))}
+
+
+def _why_not_built(cfg: CfgNode) -> str:
+    key = json.dumps([cfg.MODEL, cfg.INPUT, cfg.PLUGINS])
+    if key not in _built:
+        try:
+            build_meta_model(cfg)
+            _built[key] = ""
+        except Exception as error:  # noqa: BLE001  a part, perhaps a user's, may raise anything
+            _built[key] = str(error) or type(error).__name__
+    return _built[key]
+
+
+def _config_files(path: str) -> list[str]:
+    """A config file and those that its ``_BASE_`` names, in turn."""
+    with open(path) as file:
+        root = yaml.compose(file)  # not loaded: Detectron2's own files hold Python expressions
+    bases: list[str] = []
+    for key, value in root.value if root else []:
+        if key.value == "_BASE_":
+            nodes = value.value if isinstance(value, yaml.SequenceNode) else [value]
+            bases = [os.path.expanduser(node.value) for node in nodes]
+    folder = os.path.dirname(path)
+    nested = [_config_files(base if os.path.isabs(base) else os.path.join(folder, base))
+              for base in bases]  # fmt: skip
+    return [os.path.abspath(path), *(file for files in nested for file in files)]
+
+
+def _plugin_files(cfg: CfgNode) -> list[str]:
+    found = []
+    for entry in cfg.PLUGINS:
+        path = os.path.expanduser(entry)
+        if os.path.isdir(path):
+            found += [os.path.join(path, name) for name in os.listdir(path) if name.endswith(".py")]
+        elif os.path.isfile(path):
+            found.append(path)
+    return [os.path.abspath(path) for path in found]
+
+
+def _data_files(cfg: CfgNode) -> list[str]:
+    given = {key: cfg.DATASETS[key] for key in ("TRAIN_JSON", "TEST_JSON")}
+    return [find_data_path(path, key=f"DATASETS.{key}") for key, path in given.items() if path]
+
+
+def main() -> int:
+    """Answer the requests on standard input; returns the exit status."""
+    task = json.load(sys.stdin)
+    requests = task["requests"]
+    logging.getLogger("yolof_d2").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    workers = min(os.cpu_count() or 1, 8, len(requests) // _MANY)
+    if workers > 1:
+        # Requests of one model stay together, as they stand, so that it is built once.
+        with multiprocessing.get_context("fork").Pool(workers) as pool:
+            answers = pool.map(resolve, requests, chunksize=-(-len(requests) // workers))
+    else:
+        answers = [resolve(request) for request in requests]
+    with open(task["output"], "w") as file:
+        json.dump(answers, file)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

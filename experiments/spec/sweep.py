@@ -1,0 +1,342 @@
+"""A sweep is data: which runs answer one question.
+
+A file in ``experiments/sweeps/`` has a base config, axes of named overrides, seeds, resources and
+the row that the others are compared with; ``docs/sweeps.md`` describes each key. :func:`load_sweep`
+reads it and lists its runs. Config files are not opened here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag
+
+from experiments.errors import ExperimentError
+
+from .source import Location, Source
+
+SWEEPS = Path(__file__).parents[1] / "sweeps"
+
+ConfigKey = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]*(\.[A-Z][A-Z0-9_]*)*$")]
+Overrides = dict[ConfigKey, Any]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Choice(_Strict):
+    """One value of an axis, or one run of an explicit list."""
+
+    config: str | None = None
+    overrides: Overrides = Field(default_factory=dict)
+
+
+class KeyAxis(_Strict):
+    """An axis over the values of one config key."""
+
+    key: ConfigKey
+    values: list[Any] = Field(min_length=1)
+
+
+def _kind_of_axis(value: Any) -> str:
+    return "key" if isinstance(value, dict) and {"key", "values"} & set(value) else "named"
+
+
+Axis = Annotated[
+    Annotated[KeyAxis, Tag("key")]
+    | Annotated[dict[str, Choice], Field(min_length=1), Tag("named")],
+    Discriminator(_kind_of_axis),
+]
+
+
+class Resources(_Strict):
+    """What one run needs."""
+
+    ranks: int = Field(default=8, ge=1)  # processes, one GPU each where there are GPUs
+    seconds_per_iteration: float | None = Field(default=None, gt=0)  # until one is measured
+
+
+class Data(_Strict):
+    """Data that a command makes, for sweeps that need no download."""
+
+    file: str  # made by the command; where it is there, the command is not run
+    command: list[str] = Field(min_length=1)  # "python" is the running one
+
+
+class Sweep(_Strict):
+    """A sweep as its file says it; see ``docs/sweeps.md``."""
+
+    question: str = Field(min_length=1)
+    config: str
+    overrides: Overrides = Field(default_factory=dict)
+    axes: dict[str, Axis] = Field(default_factory=dict)
+    zip: list[list[str]] = Field(default_factory=list)
+    exclude: list[dict[str, str | list[str]]] = Field(default_factory=list)
+    runs: dict[str, Choice] = Field(default_factory=dict)
+    baseline: str | dict[str, str]
+    seeds: list[int] = Field(default=[0], min_length=1)
+    resources: Resources = Field(default_factory=Resources)
+    tags: list[str] = Field(default_factory=list)
+    data: Data | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run that a sweep asks for.
+
+    Attributes:
+        name: what differs from the other runs, such as ``encoder=Projector,seed=1``.
+        row: the name without the seed: runs of one row differ in nothing else.
+        cells: axis -> choice; for a run of the explicit list ``run`` -> its name.
+        config: path of the config file.
+        overrides: key -> value, without the seed.
+        seed: value of ``SEED``.
+        line: where in the sweep file it comes from.
+    """
+
+    name: str
+    row: str
+    cells: dict[str, str]
+    config: str
+    overrides: dict[str, Any]
+    seed: int
+    line: int
+
+
+class LoadedSweep:
+    """A sweep, its name, and the file it is from."""
+
+    def __init__(self, name: str, sweep: Sweep, source: Source, variant: str | None):
+        self.name = name
+        self.sweep = sweep
+        self._source = source
+        self._variant = variant
+        self.runs = self._expand()
+        self.baseline = self._find_baseline()
+
+    @property
+    def path(self) -> Path:
+        return self._source.path
+
+    def error(self, message: str, line: int) -> ExperimentError:
+        """An error that names the file and a line of it."""
+        return ExperimentError(f"{self.path}:{line}: {message}")
+
+    def line(self, *location: str | int) -> int:
+        """Line of a key of this sweep: in its variant if it is there, else at the top."""
+        if self._variant is not None:
+            inside = ("variants", self._variant, *location)
+            if self._source._holds(inside):
+                return self._source.line(inside)
+        return self._source.line(location)
+
+    def _expand(self) -> list[Run]:
+        rows = [*self._product(), *self._explicit()]
+        if not rows:
+            raise self.error("no run: give 'axes' or 'runs', and exclude less", 1)
+        seeds = self.sweep.seeds
+        if len(set(seeds)) < len(seeds):
+            raise self.error(f"seeds: each only once, got {seeds}", self.line("seeds"))
+        several = len(seeds) > 1
+        runs = [
+            Run(f"{row.name},seed={seed}" if several else row.name, row.row, row.cells,
+                row.config, row.overrides, seed, row.line)
+            for row in rows
+            for seed in seeds
+        ]  # fmt: skip
+        names: dict[str, Run] = {}
+        for run in runs:
+            if run.name in names:
+                raise self.error(
+                    f"two runs are named {run.name!r} (the other: line {names[run.name].line})",
+                    run.line,
+                )
+            if "SEED" in run.overrides:
+                raise self.error("SEED is set by 'seeds'; remove the override", run.line)
+            names[run.name] = run
+        return runs
+
+    def _product(self) -> list[Run]:
+        axes = {name: self._choices(name) for name in self.sweep.axes}
+        if not axes:
+            return []
+        rows = []
+        for picked in itertools.product(*self._groups(axes)):
+            cells = {axis: choice for group in picked for axis, choice in group}
+            cells = {axis: cells[axis] for axis in axes}  # in the order of the file
+            if any(self._matches(cells, rule) for rule in self.sweep.exclude):
+                continue
+            rows.append(self._row(cells, {axis: axes[axis][cells[axis]] for axis in axes}))
+        return rows
+
+    def _choices(self, axis: str) -> dict[str, Choice]:
+        value = self.sweep.axes[axis]
+        if not isinstance(value, KeyAxis):
+            return value
+        choices = {_name(item): Choice(overrides={value.key: item}) for item in value.values}
+        if len(choices) < len(value.values):
+            raise self.error(f"axis {axis!r} has a value twice", self.line("axes", axis, "values"))
+        return choices
+
+    def _groups(self, axes: dict[str, dict[str, Choice]]) -> list[list[list[tuple[str, str]]]]:
+        """Axes that advance together are one group; each other axis is a group of its own."""
+        groups, zipped = [], set()
+        for index, names in enumerate(self.sweep.zip):
+            line = self.line("zip", index)
+            for name in names:
+                if name not in axes or name in zipped:
+                    what = "is in two groups" if name in zipped else f"is none of {list(axes)}"
+                    raise self.error(f"zip: axis {name!r} {what}", line)
+                zipped.add(name)
+            lengths = {name: len(axes[name]) for name in names}
+            if len(set(lengths.values())) != 1:
+                raise self.error(f"zip: axes of one length are wanted, got {lengths}", line)
+            columns = zip(*(axes[name] for name in names), strict=True)
+            groups.append([list(zip(names, column, strict=True)) for column in columns])
+        for name in axes:
+            if name not in zipped:
+                groups.append([[(name, choice)] for choice in axes[name]])
+        for index, rule in enumerate(self.sweep.exclude):
+            for axis, choices in rule.items():
+                listed = [choices] if isinstance(choices, str) else choices
+                unknown = [choice for choice in listed if choice not in axes.get(axis, {})]
+                if unknown:
+                    known = list(axes.get(axis, axes))
+                    raise self.error(
+                        f"exclude: there is no {axis}={unknown[0]}; known: {known}",
+                        self.line("exclude", index),
+                    )
+        return groups
+
+    @staticmethod
+    def _matches(cells: dict[str, str], rule: dict[str, str | list[str]]) -> bool:
+        return all(
+            cells[axis] in ([choices] if isinstance(choices, str) else choices)
+            for axis, choices in rule.items()
+        )
+
+    def _row(self, cells: dict[str, str], choices: dict[str, Choice]) -> Run:
+        overrides = dict(self.sweep.overrides)
+        config, set_by = self.sweep.config, dict[str, str]()
+        for axis, choice in choices.items():
+            line = self.line("axes", axis, cells[axis])
+            written = [*choice.overrides, *(["config"] if choice.config else [])]
+            for key in written:
+                if key in set_by:
+                    raise self.error(
+                        f"axes {set_by[key]!r} and {axis!r} both set {key}; only one of them can "
+                        "have its way",
+                        line,
+                    )
+                set_by[key] = axis
+            overrides.update(choice.overrides)
+            config = choice.config or config
+        name = ",".join(f"{axis}={choice}" for axis, choice in cells.items())
+        first = next(iter(cells))
+        return Run(name, name, cells, config, overrides, 0, self.line("axes", first, cells[first]))
+
+    def _explicit(self) -> list[Run]:
+        return [
+            Run(
+                name,
+                name,
+                {"run": name},
+                choice.config or self.sweep.config,
+                {**self.sweep.overrides, **choice.overrides},
+                0,
+                self.line("runs", name),
+            )
+            for name, choice in self.sweep.runs.items()
+        ]
+
+    def _find_baseline(self) -> str:
+        wanted = self.sweep.baseline
+        line = self.line("baseline")
+        cells = {"run": wanted} if isinstance(wanted, str) else wanted
+        found = {run.row for run in self.runs if cells.items() <= run.cells.items()}
+        if len(found) != 1:
+            rows = list(dict.fromkeys(run.row for run in self.runs))
+            raise self.error(
+                f"baseline: {wanted!r} fits {len(found)} rows, expected exactly one of "
+                + ", ".join(rows[:12]),
+                line,
+            )
+        return found.pop()
+
+
+def sweep_names(folder: Path = SWEEPS) -> list[str]:
+    """Names of the sweeps in a folder, without their variants."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def load_sweep(name: str, folder: Path = SWEEPS) -> LoadedSweep:
+    """Read a sweep.
+
+    Args:
+        name: of a shipped sweep, or the path of a YAML file; a variant stands after a dot
+            (``dilated_encoder.small``) or a colon (``my/sweep.yaml:small``).
+        folder: where the shipped ones are.
+
+    Raises:
+        ExperimentError: there is no such sweep or variant, or its file is wrong; the message names
+        file and line.
+    """
+    path, variant = _locate(name, folder)
+    source = Source(path)
+    content = dict(source.content)
+    variants = content.pop("variants", None) or {}
+    if not isinstance(variants, dict) or not all(isinstance(v, dict) for v in variants.values()):
+        raise source.error("variants: expected names with keys under them", ("variants",))
+    at: Location = ()
+    if variant is not None:
+        if variant not in variants:
+            known = ", ".join(variants) or "it has none"
+            raise source.error(f"there is no variant {variant!r}; its variants: {known}")
+        content.update(variants[variant])
+        at = ("variants", variant)
+    sweep = source.validate(Sweep, content, at)
+    return LoadedSweep(f"{path.stem}.{variant}" if variant else path.stem, sweep, source, variant)
+
+
+def describe_sweeps(folder: Path = SWEEPS) -> list[tuple[str, str, list[str]]]:
+    """Name, question and variants of each sweep in a folder."""
+    rows = []
+    for name in sweep_names(folder):
+        content = Source(folder / f"{name}.yaml").content
+        rows.append((name, str(content.get("question", "")), list(content.get("variants") or {})))
+    return rows
+
+
+def _locate(name: str, folder: Path) -> tuple[Path, str | None]:
+    if "/" in name or name.split(":")[0].endswith((".yaml", ".yml")):
+        file, _, variant = name.partition(":")
+        if not Path(file).is_file():
+            raise ExperimentError(f"there is no sweep file {file}")
+        return Path(file), variant or None
+    stem, _, variant = name.replace(":", ".").partition(".")
+    path = folder / f"{stem}.yaml"
+    if not path.is_file():
+        import difflib
+
+        known = sweep_names(folder)
+        near = difflib.get_close_matches(stem, known, 1, cutoff=0)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ExperimentError(
+            f"there is no sweep {stem!r} in {folder}{hint} 'python -m experiments list' shows "
+            "them; for one of your own give the path of its file"
+        )
+    with suppress(ValueError):
+        path = path.relative_to(Path.cwd())  # as short as it can be in messages
+    return path, variant or None
+
+
+def _name(value: Any) -> str:
+    """A value as part of a run's name: short, and fit for a file name."""
+    text = "-".join(map(_name, value)) if isinstance(value, list) else str(value)
+    return re.sub(r"[^\w.+-]+", "_", text) or "empty"

@@ -1,0 +1,1 @@
+"""What is kept on disk: records of runs and submissions, and snapshots of the code."""

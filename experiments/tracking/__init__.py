@@ -1,0 +1,1 @@
+"""Sweeps in Weights & Biases: push, workspace and report."""

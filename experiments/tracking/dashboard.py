@@ -1,0 +1,420 @@
+"""A Weights & Biases workspace and report of a sweep, made and updated by command.
+
+Both are made of the names that runs log (``docs/measurements.md``) and filtered by run id: neither
+the group nor the name of a run says which sweeps contain it.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import re
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from experiments.errors import ExperimentError
+from experiments.store.files import read_json, write_json
+from experiments.store.ledger import Ledger
+
+from .wandb_identity import wandb_identity
+
+if TYPE_CHECKING:
+    import wandb_workspaces.reports.v2 as wr
+    import wandb_workspaces.workspaces as ws
+
+TESTED = "0.4.13"
+"""Version of wandb-workspaces, a public preview, with which this module is known to work."""
+
+PER_CLASS = "AP per class"
+SIZES = ("", "_small", "_medium", "_large")
+SHARES = ("positive", "ignored", "contested")
+ERRORS = ("classification", "localisation", "both", "duplicate", "background", "missed")
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a dashboard shows.
+
+    Attributes:
+        name: of the sweep.
+        question: of the sweep.
+        entity: user or team of the runs; empty stands for the key's own.
+        project: of the runs.
+        runs: their ids in Weights & Biases.
+        baseline: id of the run that the others are compared with; None where it has no folder.
+        memory: kinds of memory that all runs have, the one to compare them by first.
+        ranks: processes of a run; the highest number of all runs.
+        classes: names of the data's classes; empty until a run is finished.
+        commits: of the runs that are finished.
+        report: Markdown of ``report.md``, without its title and pictures; None where it is missing.
+    """
+
+    name: str
+    question: str
+    entity: str
+    project: str
+    runs: list[str]
+    baseline: str | None
+    memory: tuple[str, ...]
+    ranks: int
+    classes: list[str]
+    commits: list[str]
+    report: str | None
+
+
+def dashboard(ledger: Ledger, name: str, *, dry_run: bool) -> str:
+    """Create the workspace and the report of a sweep, or update those of an earlier call.
+
+    ``dashboard.json`` in the sweep's folder remembers what was made, and where. An update replaces
+    panels, text and filter; colours and hidden runs that people chose in the app stay.
+
+    Args:
+        ledger: of the runs.
+        name: of the sweep, as it was submitted.
+        dry_run: write what would be sent into ``dashboard/`` of the sweep's folder; needs neither
+            key nor network.
+
+    Returns:
+        What was made, and where, for people.
+
+    Raises:
+        ExperimentError: nothing of the sweep was submitted; there is no key, network, entity or
+        project; or the package is not the one this is made for.
+    """
+    content = _gather(ledger, name)
+    folder = ledger.sweep_folder(name)
+    with _explained(name):
+        if dry_run:
+            text = _write_specs(content, folder / "dashboard")
+        else:
+            text = _save(content, folder / "dashboard.json")
+    if not content.classes:
+        text += f"\nNo run is finished: give the command again later for the section {PER_CLASS!r}."
+    if content.report is None:
+        text += (
+            f"\nThe report has no table yet; see its text, or python -m experiments report {name}"
+        )
+    return text
+
+
+def _gather(ledger: Ledger, name: str) -> Content:
+    """Read all that a dashboard shows, from the files of the sweep and of its runs."""
+    sweep = ledger.read_sweep(name)
+    found = [(run, record) for run in sweep["runs"] if (record := ledger.read_run(run["id"]))]
+    if not found:
+        raise ExperimentError(
+            f"no run of sweep {name!r} has a folder in {ledger.root}; expected at least one. "
+            f"Make them: python -m experiments submit {name}"
+        )
+    records = [record for _, record in found]
+    summaries = [_read_summary(ledger.run_folder(run["id"])) for run, _ in found]
+    boxes = [summary.get("results", {}).get("bbox", {}) for summary in summaries]
+    metrics = dict.fromkeys(metric for box in boxes for metric in box)
+    commits = dict.fromkeys(summary["commit"] for summary in summaries if "commit" in summary)
+    on_cpu = any(record["config"]["MODEL"]["DEVICE"] == "cpu" for record in records)
+    return Content(
+        name=name,
+        question=sweep["question"],
+        entity=_choose("ENTITY", records, default=""),
+        project=_choose("PROJECT", records, default="yolof_d2"),
+        runs=[wandb_identity(ledger, run["id"])["id"] for run, _ in found],
+        baseline=next(
+            (
+                wandb_identity(ledger, run["id"])["id"]
+                for run, _ in found
+                if run["row"] == sweep["baseline"]
+            ),
+            None,
+        ),
+        memory=("process",) if on_cpu else ("allocated", "reserved", "process"),
+        ranks=max(record["ranks"] for record in records),
+        classes=[metric.removeprefix("AP-") for metric in metrics if metric.startswith("AP-")],
+        commits=list(commits),
+        report=_read_report(ledger.sweep_folder(name) / "report.md", sweep["question"]),
+    )
+
+
+def _choose(key: str, records: list[dict[str, Any]], default: str) -> str:
+    """The environment's value, else that of the runs' configs, of which old ones have none."""
+    variable = f"WANDB_{key}"
+    if given := os.environ.get(variable):
+        return given
+    values = {record["config"].get("WANDB", {}).get(key) or default for record in records}
+    if len(values) > 1:
+        raise ExperimentError(
+            f"the runs have more than one WANDB.{key}: {', '.join(map(repr, sorted(values)))}; "
+            f"expected one, for a workspace shows one. Set {variable} to the one to show"
+        )
+    return values.pop()
+
+
+def _read_summary(folder: Path) -> dict[str, Any]:
+    try:
+        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    except (OSError, ValueError):  # not finished; `report` tells of one that is damaged
+        return {}
+    return summary
+
+
+def _read_report(path: Path, question: str) -> str | None:
+    """``report.md`` less what the report of the app has in another place, or cannot show."""
+    if not path.exists():
+        return None
+    lines = path.read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if not line.startswith(("# ", "![")) and line != question]
+    return "\n".join(kept).strip()
+
+
+def _panels(content: Content) -> dict[str, list[Any]]:
+    """Section -> its panels, new at each call."""
+    import wandb_workspaces.reports.v2 as wr
+
+    def curve(*names: str) -> Any:
+        # The app draws ten runs unless told otherwise.
+        return wr.LinePlot(x="iteration", y=list(names), max_runs_to_show=len(content.runs))
+
+    def curves(*names: str) -> list[Any]:
+        return [curve(name) for name in names]
+
+    def trade_off(title: str, cost: str) -> Any:
+        return wr.ScatterPlot(title=title, x=cost, y="bbox/AP")
+
+    memory = [
+        f"{phase}/memory_{kind}_mib" for phase in ("train", "eval") for kind in content.memory
+    ]
+    sections = {
+        "AP": curves(*(f"bbox/{name}" for name in ("AP", "AP50", "AP75", "APs", "APm", "APl"))),
+        "AP against cost": [
+            trade_off("AP against peak memory of training", memory[0]),
+            trade_off("AP against speed of training", "train/images_per_second"),
+            trade_off("AP against speed of evaluation", "eval/images_per_second"),
+        ],
+        PER_CLASS: curves(*(f"bbox/AP-{name}" for name in content.classes)),
+        "Errors": curves(*(f"errors/{name}" for name in ERRORS)),
+        "Matching": curves(
+            *(f"match/positives_per_gt{size}" for size in SIZES),
+            *(f"match/{name}_anchor_share" for name in SHARES),
+        ),
+        "Training": curves("total_loss", "loss_cls", "loss_box_reg", "lr", "train/grad_norm"),
+        "Speed": curves(
+            "train/images_per_second", "time", "train/data_time_share", "eval/images_per_second"
+        ),
+        "Memory": curves(*memory),
+    }
+    if content.ranks > 1:
+        name = f"per_rank/train_memory_{content.memory[0]}_mib_rank"
+        sections["Memory"].append(curve(*(f"{name}{rank}" for rank in range(content.ranks))))
+    return {name: panels for name, panels in sections.items() if panels}
+
+
+def _title(name: str) -> str:
+    """A name as the package and its URLs take it: no symbols, at most 128 characters."""
+    return re.sub(r"[^\w .,-]", "-", name)[:128]
+
+
+def _workspace(content: Content) -> ws.Workspace:
+    import wandb_workspaces.workspaces as ws
+
+    return ws.Workspace(
+        entity=content.entity,
+        project=content.project,
+        name=_title(content.name),
+        sections=[
+            ws.Section(name=name, panels=panels, is_open=name != PER_CLASS)
+            for name, panels in _panels(content).items()
+        ],
+        settings=ws.WorkspaceSettings(x_axis="iteration", max_runs=len(content.runs)),
+        runset_settings=ws.RunsetSettings(
+            filters=_filter(content),
+            baseline_run=content.baseline,
+            pinned_columns=[
+                "summary:bbox/AP",
+                f"summary:train/memory_{content.memory[0]}_mib",
+                "summary:train/images_per_second",
+            ],
+        ),
+    )
+
+
+def _filter(content: Content) -> ws.And:
+    """The runs of the sweep.
+
+    By id: the package turns filters into a text and back, and every "=" in it, which names of runs
+    have too, into "==". With ``in``: ``==`` is reported not to work (wandb-workspaces issue 34).
+    """
+    import wandb_workspaces.workspaces as ws
+
+    return ws.And(ws.Metric("ID").isin(content.runs))
+
+
+def _report(content: Content, *, look_up: bool) -> wr.Report:
+    """Describe the report.
+
+    Args:
+        content: what it shows.
+        look_up: name the project in the run sets, for which the package asks the server.
+    """
+    import wandb_workspaces.reports.v2 as wr
+
+    table = content.report or (
+        f"No table yet: `python -m experiments report {content.name}` writes it, and "
+        f"`python -m experiments dashboard {content.name}` brings it here."
+    )
+    blocks: list[Any] = [wr.MarkdownBlock(table)]
+    for name, panels in _panels(content).items():
+        if name == PER_CLASS:  # up to 80 of COCO: for the workspace, not for a page to read
+            continue
+        runs = wr.Runset(name=content.name, filters=_filter(content))
+        if look_up:
+            runs.entity, runs.project = content.entity, content.project
+        # The list of runs stands under the first grid only.
+        grid = wr.PanelGrid(runsets=[runs], panels=panels, hide_run_sets=len(blocks) > 1)
+        blocks += [wr.H2(name), grid]
+    commits = ", ".join(content.commits) or "(no run is finished)"
+    footer = (
+        f"{len(content.runs)} runs, commit {commits}. Made by `python -m experiments dashboard "
+        f"{content.name}`; the next call replaces all of it."
+    )
+    return wr.Report(
+        entity=content.entity,
+        project=content.project,
+        title=_title(content.name),
+        description=content.question,
+        blocks=[*blocks, wr.HorizontalRule(), wr.MarkdownBlock(footer)],
+        width="fluid",
+    )
+
+
+def _write_specs(content: Content, folder: Path) -> str:
+    """Write what would be sent, as JSON."""
+    remark = ""
+    if not content.entity:
+        content = replace(content, entity="default-entity")
+        remark = "\nNo WANDB_ENTITY is set: the key's own takes the place of 'default-entity'."
+    report = _plain(_report(content, look_up=False)._to_model().spec)
+    for block in report["blocks"]:
+        for runs in block.get("metadata", {}).get("runSets", ()):
+            # What the package adds when it saves, but for an id that only the server knows.
+            runs["project"] = {"name": content.project, "entityName": content.entity}
+    specs = {
+        "workspace": _plain(_workspace(content)._to_model().spec),
+        "report": report,
+    }
+    for name, spec in specs.items():
+        view = {
+            "entity": content.entity,
+            "project": content.project,
+            "title": _title(content.name),
+            "description": content.question if name == "report" else "",
+        }
+        write_json(folder / f"{name}.json", {**view, "spec": spec})
+    return f"Nothing was sent. What would be: {folder}/workspace.json, {folder}/report.json{remark}"
+
+
+def _plain(spec: Any) -> Any:
+    """A spec as the package serialises it."""
+    return json.loads(spec.model_dump_json(by_alias=True, exclude_none=True))
+
+
+def _save(content: Content, path: Path) -> str:
+    """Create or update both on the server; ``path`` remembers them."""
+    import wandb
+
+    api = wandb.Api()
+    content = replace(content, entity=content.entity or api.default_entity or "")
+    if not content.entity:
+        raise ExperimentError(
+            "the key has no default entity; expected a user or a team. Set WANDB_ENTITY"
+        )
+    place = {"entity": content.entity, "project": content.project}
+    made = read_json(path) or {}
+    if any(made.get(key) != value for key, value in place.items()):
+        made = place
+    # The report comes first, as the package asks for the project before it makes one. Each is
+    # remembered at once: what fails after it must not make it a second time.
+    report, report_verb = _save_report(api, content, made.get("report"))
+    made = {**made, "report": {"id": report.id, "url": report.url}}
+    write_json(path, made)
+    workspace, workspace_verb = _save_workspace(content, made.get("workspace"))
+    write_json(path, {**made, "workspace": {"url": workspace.url}})
+    return f"workspace {workspace_verb}: {workspace.url}\nreport {report_verb}: {report.url}"
+
+
+def _save_report(api: Any, content: Content, made: dict[str, str] | None) -> tuple[wr.Report, str]:
+    import wandb_workspaces.reports.v2 as wr
+
+    new = _report(content, look_up=True)
+    reports = api.reports(f"{content.entity}/{content.project}") if made else ()
+    if made is None or made["id"] not in {report.id for report in reports}:
+        return new.save(), "created"
+    old = wr.Report.from_url(made["url"])  # with people's comments
+    old.title, old.description, old.blocks = new.title, new.description, new.blocks
+    old.width = new.width
+    return old.save(), "updated"
+
+
+def _save_workspace(content: Content, made: dict[str, str] | None) -> tuple[ws.Workspace, str]:
+    new = _workspace(content)
+    old = _find_workspace(made["url"]) if made else None
+    if old is None:
+        return new.save(), "created"
+    new.runset_settings.run_settings = old.runset_settings.run_settings  # colours, hidden runs
+    old.name, old.sections, old.settings = new.name, new.sections, new.settings
+    old.runset_settings = new.runset_settings
+    return old.save(), "updated"
+
+
+def _find_workspace(url: str) -> ws.Workspace | None:
+    import wandb_workspaces.workspaces as ws
+
+    try:
+        return ws.Workspace.from_url(url)
+    except ValueError as error:
+        if "not found" not in str(error):  # there, but not readable
+            raise
+        return None
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Turn what the packages raise into one line.
+
+    Raises:
+        ExperimentError: it says whether package or server is to blame, and what to do.
+    """
+    try:
+        yield
+    except ExperimentError:
+        raise
+    except (ImportError, AttributeError, LookupError, TypeError, ValidationError) as error:
+        raise ExperimentError(
+            f"wandb-workspaces {_installed()} cannot make this dashboard: "
+            f"{type(error).__name__}: {_one_line(error)}. Expected version {TESTED} (a public "
+            f"preview, which changes): pip install wandb-workspaces=={TESTED}"
+        ) from error
+    # The clients raise classes of their own, private ones among them, and plain ValueError.
+    except Exception as error:
+        raise ExperimentError(
+            f"Weights & Biases took no dashboard: {_one_line(error)}. Expected a key "
+            "(WANDB_API_KEY, or `wandb login`), a network, and a project with the runs "
+            f"(python -m experiments push {name}). With none of them, --dry-run writes what would "
+            "be sent"
+        ) from error
+
+
+def _installed() -> str:
+    try:
+        return importlib.metadata.version("wandb-workspaces")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _one_line(error: Exception) -> str:
+    return textwrap.shorten(str(error), 300, placeholder="...").rstrip(".")

@@ -1,0 +1,253 @@
+"""What a run's records and its cluster say, together."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments.errors import ExperimentError
+from experiments.jobs import observe as states
+from experiments.jobs.backends.slurm_commands import PHASES, Job, Phase, find_jobs
+from experiments.jobs.observe import State, first_failure, observe, process_start
+from experiments.store.files import seconds, write_json
+from experiments.store.ledger import Ledger
+
+RUN = "0123456789ab"
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(tmp_path)
+
+
+def submitted(ledger: Ledger, *, token: str = "t1", **record: object) -> None:
+    """A run that was submitted, as ``submit`` leaves it."""
+    base = {
+        "token": token, "sweep": "s", "executor": "slurm", "job_name": f"yolof.s.{token}",
+        "job_id": "7", "runs": [RUN, "other"], "created": "2026-01-01T00:00:00Z", "host": "vm",
+    }  # fmt: skip
+    ledger.write_submission({**base, **record})
+    ledger.claim(token, [RUN])
+
+
+def wrote(ledger: Ledger, **content: object) -> None:
+    """What the job itself wrote."""
+    record = {"token": "t1", "iteration": 5, "attempts": [], "evaluations": [], **content}
+    write_json(ledger.run_folder(RUN) / "state.json", record)
+
+
+def see(ledger: Ledger, monkeypatch: pytest.MonkeyPatch, **jobs: Job) -> states.Observation:
+    known = {f"7_{key[1:]}" if key != "job" else "7": job for key, job in jobs.items()}
+    monkeypatch.setattr(states, "find_jobs", lambda *_: known)
+    return observe(ledger, [RUN])[0][RUN]
+
+
+def job(phase: Phase, reason: str = "", nodes: str = "n1") -> Job:
+    return Job(phase, phase.name, reason, nodes, "yolof.s.t1")
+
+
+@pytest.mark.parametrize(
+    ("phase", "state"),
+    [
+        (Phase.QUEUED, State.QUEUED),
+        (Phase.RUNNING, State.RUNNING),
+        (Phase.COMPLETED, State.FAILED),  # its job ended, and the run is not finished
+        (Phase.FAILED, State.FAILED),
+        (Phase.CANCELLED, State.CANCELLED),
+        (Phase.TIMED_OUT, State.TIMED_OUT),
+        (Phase.OUT_OF_MEMORY, State.OUT_OF_MEMORY),
+        (Phase.NODE_FAILED, State.NODE_FAILED),
+        (Phase.PREEMPTED, State.PREEMPTED),
+    ],
+)
+def test_each_phase_of_a_job_whose_run_is_not_finished(ledger, monkeypatch, phase, state):
+    submitted(ledger)
+    assert see(ledger, monkeypatch, _0=job(phase)).state is state
+    # A run that says it is finished is, whatever became of its job.
+    wrote(ledger, state="finished")
+    assert see(ledger, monkeypatch, _0=job(phase)).state is State.FINISHED
+
+
+def test_every_phase_has_a_slurm_state_and_every_state_is_a_state_or_ends():
+    assert set(PHASES.values()) == set(Phase)
+
+
+def test_a_run_without_a_claim_is_missing(ledger, monkeypatch):
+    assert see(ledger, monkeypatch).state is State.MISSING
+
+
+def test_a_refused_submission_leaves_its_runs_missing_with_the_reason(ledger, monkeypatch):
+    submitted(ledger, job_id=None, error="invalid partition")
+    seen = see(ledger, monkeypatch)
+    assert (seen.state, seen.reason) == (State.MISSING, "invalid partition")
+
+
+def test_a_submit_that_was_cut_off_is_found_by_the_name_of_its_job(ledger, monkeypatch):
+    submitted(ledger, job_id=None)
+    assert see(ledger, monkeypatch).state is State.MISSING
+    seen = see(ledger, monkeypatch, _0=job(Phase.QUEUED), _1=job(Phase.QUEUED))
+    assert (seen.state, seen.job_id) == (State.QUEUED, "7_0")
+
+
+def test_a_job_that_slurm_has_forgotten(ledger, monkeypatch):
+    submitted(ledger)
+    assert see(ledger, monkeypatch).state is State.LOST
+    wrote(ledger, state="running")
+    assert see(ledger, monkeypatch).state is State.LOST
+    write_json(ledger.run_folder(RUN) / "failures" / "t1-7-0.json", {"time": 1.0, "reason": "why"})
+    seen = see(ledger, monkeypatch)
+    assert (seen.state, seen.reason) == (State.FAILED, "why")
+
+
+def test_without_an_answer_of_slurm_nothing_is_called_missing(ledger, monkeypatch):
+    def silent(*_):
+        raise ExperimentError("squeue failed: Unable to contact slurm controller")
+
+    submitted(ledger)
+    monkeypatch.setattr(states, "find_jobs", silent)
+    seen, remark = observe(ledger, [RUN])
+    assert seen[RUN].state is State.QUEUED
+    assert remark.startswith("squeue failed: Unable to contact")
+    submitted(ledger, token="t2", job_id=None)
+    assert observe(ledger, [RUN])[0][RUN].state is State.QUEUED
+
+
+def test_what_an_earlier_submission_wrote_says_how_far_but_not_how_it_fares(ledger, monkeypatch):
+    submitted(ledger, token="t1")
+    wrote(ledger, state="failed", reason="old", kind="out of memory")
+    submitted(ledger, token="t2")
+    seen = see(ledger, monkeypatch, _0=job(Phase.RUNNING))
+    assert (seen.state, seen.reason) == (State.RUNNING, "starting")
+    assert seen.progress["iteration"] == 5
+
+
+def test_the_first_rank_to_fail_gives_the_reason_and_not_the_echo(tmp_path):
+    reports = [
+        ("0", 3.0, "RuntimeError: [gloo] Connection closed by peer", ""),
+        ("1", 5.0, "OutOfMemoryError: CUDA out of memory", "out of memory"),
+        ("2", 6.0, "ValueError: later", ""),
+    ]
+    for rank, moment, reason, kind in reports:
+        content = {"time": moment, "reason": reason, "kind": kind}
+        write_json(tmp_path / "failures" / f"t1-7-{rank}.json", content)
+    found = first_failure(tmp_path, "t1")
+    assert found is not None and found["kind"] == "out of memory"
+    assert first_failure(tmp_path, "t2") is None
+
+
+@pytest.mark.parametrize("name", ["state.json", "submission.json"])
+@pytest.mark.parametrize("content", ['{"format": 1, "tok', '{"format": 0}', "[]"])
+def test_a_damaged_record_is_its_own_state(ledger, monkeypatch, name, content):
+    submitted(ledger)
+    (ledger.run_folder(RUN) / name).write_text(content)
+    seen = see(ledger, monkeypatch)
+    assert seen.state is State.UNREADABLE
+    assert name in seen.reason and "Move the file away" in seen.reason
+
+
+def test_a_damaged_submission_makes_its_runs_unreadable_and_no_others(ledger, monkeypatch):
+    submitted(ledger)
+    (ledger.submission_folder("t1") / "submission.json").write_text("{")
+    assert see(ledger, monkeypatch).state is State.UNREADABLE
+    ledger.write_submission({"token": "t2"})
+    assert [record["token"] for record in ledger.submissions()] == ["t2"]
+
+
+@pytest.mark.parametrize(
+    ("content", "state"),
+    [
+        ({}, State.FAILED),
+        ({"state": "running"}, State.FAILED),
+        ({"state": "failed", "kind": "out of memory"}, State.OUT_OF_MEMORY),
+        ({"state": "stopped", "reason": "SIGTERM"}, State.INTERRUPTED),
+        ({"state": "finished"}, State.FINISHED),
+    ],
+)
+def test_a_local_run_whose_process_is_gone(ledger, monkeypatch, content, state):
+    monkeypatch.setattr(states.socket, "gethostname", lambda: "vm")
+    submitted(ledger, executor="local", job_id="1", process_start="0")
+    if content:
+        wrote(ledger, **content)
+    assert see(ledger, monkeypatch).state is state
+
+
+def test_a_local_run_whose_process_lives_and_one_whose_number_was_given_away(ledger, monkeypatch):
+    monkeypatch.setattr(states.socket, "gethostname", lambda: "vm")
+    pid = str(os.getpid())
+    submitted(ledger, executor="local", job_id=pid, process_start=process_start(pid))
+    assert see(ledger, monkeypatch).state is State.RUNNING
+    submitted(ledger, executor="local", job_id=pid, process_start="12345")
+    assert see(ledger, monkeypatch).state is State.FAILED
+
+
+def fake_slurm(folder: Path, monkeypatch: pytest.MonkeyPatch, **outputs: str) -> None:
+    """Commands that print what SLURM printed."""
+    for name in ("sbatch", "scancel", *outputs):
+        text = outputs.get(name, "")
+        (folder / name).write_text(f"#!/bin/sh\ncat <<'END'\n{text}\nEND\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
+def test_the_queue_is_newer_than_the_accounting(tmp_path, monkeypatch):
+    fake_slurm(
+        tmp_path,
+        monkeypatch,
+        sacct="7_0|RUNNING|None|n1|0:0|yolof.s.t1\n"
+        "7_1|CANCELLED by 1000|None|n2|0:15|yolof.s.t1\n"
+        "7_[2-3,5%4]|PENDING|Priority|None assigned|0:0|yolof.s.t1\n"
+        "7_6|FAILED|NonZeroExitCode|n1|1:0|yolof.s.t1",
+        squeue="7_0|PENDING|BeginTime||yolof.s.t1\n9|RUNNING|None|n4|somebody's",
+    )
+    jobs = find_jobs(["7"])
+    assert jobs["7_0"] == Job(Phase.QUEUED, "PENDING", "BeginTime", "", "yolof.s.t1")
+    assert (jobs["7_1"].phase, jobs["7_1"].reason) == (Phase.CANCELLED, "signal 15")
+    assert {key for key in jobs if jobs[key].phase is Phase.QUEUED} == {"7_0", "7_2", "7_3", "7_5"}
+    assert jobs["7_6"].reason == "NonZeroExitCode"
+    assert "9" not in jobs
+
+
+def test_accounting_is_asked_in_local_time(tmp_path, monkeypatch):
+    fake_slurm(tmp_path, monkeypatch, squeue="")
+    (tmp_path / "sacct").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
+    (tmp_path / "sacct").chmod(0o755)
+    monkeypatch.setenv("TZ", "America/New_York")
+    time.tzset()
+    try:
+        find_jobs(names=["x"], since=seconds("2026-01-15T12:01:00Z"))
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert "-S 2026-01-15T07:00:00" in (tmp_path / "asked").read_text()
+
+
+def test_a_state_of_a_newer_slurm_counts_as_running(tmp_path, monkeypatch):
+    fake_slurm(tmp_path, monkeypatch, squeue="7|TELEPORTING|None|n1|x", sacct="")
+    assert find_jobs(["7"])["7"].phase is Phase.RUNNING
+
+
+def test_no_slurm_here_is_one_clear_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ExperimentError, match=r"no SLURM \(no sbatch.*--cluster local"):
+        find_jobs(["7"])
+
+
+def test_reading_states_needs_no_torch():
+    code = (
+        "import experiments.jobs.status, experiments.report.write, experiments.jobs.observe, sys; "
+    )
+    code += "sys.exit('torch' in sys.modules or 'submitit' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=False)
+    assert done.returncode == 0
+
+
+def test_records_are_plain_json(ledger):
+    submitted(ledger)
+    record = json.loads((ledger.submission_folder("t1") / "submission.json").read_text())
+    assert record["format"] == 1 and record["job_id"] == "7"

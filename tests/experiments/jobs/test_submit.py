@@ -1,0 +1,234 @@
+"""Runs on this machine, in real processes: submit, stop, requeue, crash, retry, cancel."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.experiments.tiny import (
+    ROOT,
+    checkpoint_iteration,
+    command,
+    experiments,
+    make_tiny,
+    read_json,
+    run_folders,
+    start,
+    state,
+    wait_until,
+)
+
+SLOW = {"SOLVER.MAX_ITER": 60, "SOLVER.STEPS": [50]}
+
+
+def rank_processes(folder: Path) -> list[int]:
+    """Processes of a local job whose controller is the recorded one."""
+    controller = state(folder)["job_id"]
+    children = Path(f"/proc/{controller}/task/{controller}/children").read_text()
+    return [int(pid) for pid in children.split()]
+
+
+def test_two_ranks_train_to_the_end_and_a_second_submit_does_nothing(tiny, runs):
+    sweep = tiny.sweep(ranks=2, seeds=[0, 1])
+    said = experiments(runs, "submit", sweep, "--cluster", tiny.cluster(), "--parallel", 2)
+    assert "2 of 2 runs submitted; now 2 finished" in said
+    for name, folder in run_folders(runs).items():
+        run, summary = read_json(folder / "run.json"), read_json(folder / "summary.json")
+        assert run["config"]["SEED"] == summary["seed"] == int(name[-1])
+        assert summary["world_size"] == 2 and summary["iterations"] == 6
+        assert summary["command"].startswith("python train_net.py --config-file")
+        attempt = read_json(folder / "attempts" / "1.json")
+        assert len(attempt["data"]) == 2 and "torch" in attempt["packages"]
+        assert attempt["code"]["commit"] and Path(attempt["code_folder"], "yolof_d2").is_dir()
+        assert state(folder)["state"] == "finished"
+        assert [point[0] for point in state(folder)["evaluations"]] == [6]
+    before = sorted(path for path in runs.rglob("*") if path.is_dir())
+    said = experiments(runs, "submit", sweep, "--cluster", tiny.cluster())
+    assert "0 of 2 runs submitted; now 2 finished" in said
+    assert sorted(path for path in runs.rglob("*") if path.is_dir()) == before
+
+
+def test_an_edited_sweep_submits_the_difference(tiny, runs):
+    cluster = tiny.cluster()
+    experiments(runs, "submit", tiny.sweep(), "--cluster", cluster)
+    first = run_folders(runs)["a"]
+    finished = os.stat(first / "summary.json").st_mtime_ns
+    sweep = tiny.sweep(runs={"a": {}, "b": {"overrides": {"SOLVER.BASE_LR": 0.001}}})
+    assert "1 of 2 runs submitted; now 2 finished" in experiments(
+        runs, "submit", sweep, "--cluster", cluster
+    )
+    assert os.stat(first / "summary.json").st_mtime_ns == finished
+
+
+def test_in_this_process_through_the_same_code(tiny, runs):
+    sweep = tiny.sweep(runs={"a": {}, "b": {"overrides": {"SOLVER.BASE_LR": 0.001}}})
+    said = experiments(runs, "submit", sweep, "--cluster", "debug")
+    assert "2 of 2 runs submitted; now 2 finished" in said
+    logs = {name: (folder / "log.txt").read_text() for name, folder in run_folders(runs).items()}
+    for name, folder in run_folders(runs).items():  # each has its own log, and nobody else's
+        (other,) = set(logs) - {name}
+        assert str(folder) in logs[name]
+        assert str(run_folders(runs)[other]) not in logs[name]
+
+
+def test_a_signal_saves_at_the_boundary_and_the_run_goes_on(tiny, runs):
+    sweep = tiny.sweep(ranks=2, overrides={**SLOW, **tiny.trouble(SECONDS=0.2)})
+    submit = start(runs, "submit", sweep, "--cluster", tiny.cluster())
+    wait_until(lambda: (runs / "sweeps" / "tiny" / "sweep.json").exists())
+    folder = run_folders(runs)["a"]
+    wait_until(lambda: state(folder).get("iteration", 0) > 0)
+    # To one rank only: both must stop at the same iteration.
+    os.kill(rank_processes(folder)[1], signal.SIGUSR2)
+    wait_until(lambda: len(state(folder)["attempts"]) == 2)
+    stopped = checkpoint_iteration(folder) + 1
+    assert 0 < stopped < 60
+    said, _ = submit.communicate(timeout=120)
+    assert submit.returncode == 0, said
+    first, second = state(folder)["attempts"]
+    assert (first["first"], first["last"]) == (0, stopped)
+    assert (second["first"], second["last"]) == (stopped, 60)
+    assert "Exception during training" not in (folder / "log.txt").read_text()
+    assert len(list((runs / "all").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("node", "shown", "words"),
+    [
+        ({"WITH": "error", "CRASH_RANK": 1}, "failed", "RuntimeError: the encoder met a batch"),
+        ({"WITH": "memory", "CRASH_RANK": 0}, "out of memory", "MemoryError: no memory for this"),
+    ],
+)
+def test_a_crash_ends_with_its_last_line(tiny, runs, node, shown, words):
+    sweep = tiny.sweep(ranks=2, overrides=tiny.trouble(CRASH_AT=3, **node))
+    said = experiments(runs, "submit", sweep, "--cluster", tiny.cluster(), status=1)
+    assert f"1 {shown}" in said and "python -m experiments retry" in said
+    table = experiments(runs, "status", tiny.sweep("tiny"))
+    assert f"1 {shown}" in table and words in table
+    assert words in experiments(runs, "logs", "tiny")
+
+
+def test_only_when_told_to_a_finished_run_begins_anew(tiny, runs):
+    sweep, cluster = tiny.sweep(), tiny.cluster()
+    experiments(runs, "submit", sweep, "--cluster", cluster)
+    folder = run_folders(runs)["a"]
+    experiments(runs, "retry", sweep, "a", "--restart", "--cluster", cluster)
+    assert state(folder)["attempts"][0]["first"] == 0
+    assert len(list(folder.glob("discarded-*/model_final.pth"))) == 1
+
+
+def test_cancel_saves_and_retry_goes_on(tiny, runs):
+    sweep = tiny.sweep(overrides={**SLOW, **tiny.trouble(SECONDS=0.2)})
+    cluster = tiny.cluster()
+    submit = start(runs, "submit", sweep, "--cluster", cluster)
+    wait_until(lambda: any(state(f).get("iteration", 0) for f in (runs / "all").glob("*")))
+    assert "cancelled a" in experiments(runs, "cancel", "tiny", "a")
+    submit.communicate(timeout=60)
+    assert "1 cancelled" in experiments(runs, "status", "tiny")
+    folder = run_folders(runs)["a"]
+    first = checkpoint_iteration(folder) + 1
+    assert 0 < first < 60
+    assert "now 1 finished" in experiments(runs, "retry", sweep, "--cluster", cluster)
+    assert state(folder)["attempts"][1]["first"] == first
+
+
+def test_two_submits_at_once_share_the_work(tiny, runs):
+    sweep = tiny.sweep(seeds=[0, 1, 2, 3])
+    submits = [start(runs, "submit", sweep, "--cluster", tiny.cluster()) for _ in range(2)]
+    said = [submit.communicate(timeout=180)[0] for submit in submits]
+    for folder in run_folders(runs).values():
+        assert state(folder)["state"] == "finished"
+        assert len(state(folder)["attempts"]) == 1, said
+
+
+def test_a_submit_killed_before_it_noted_its_process_doubles_nothing(tiny, runs):
+    sweep = tiny.sweep(overrides={**SLOW, **tiny.trouble(SECONDS=0.1)})
+    submit = start(runs, "submit", sweep, "--cluster", tiny.cluster())
+    wait_until(lambda: any((runs / "all").glob("*/state.json")))
+    submit.send_signal(signal.SIGKILL)
+    submit.wait()
+    (record,) = (runs / "submissions").glob("*/submission.json")
+    text = record.read_text()
+    noted = read_json(record)["job_id"]
+    # As if it had died an instant earlier.
+    record.write_text(text.replace(f'"job_id": "{noted}"', '"job_id": null'))
+    assert "1 running" in experiments(runs, "status", "tiny")
+    said = experiments(runs, "submit", sweep, "--cluster", tiny.cluster())
+    assert "0 of 1 runs submitted; now 1 running" in said
+    folder = run_folders(runs)["a"]
+    wait_until(lambda: state(folder)["state"] == "finished")
+    assert len(state(folder)["attempts"]) == 1
+
+
+def test_a_job_whose_run_was_given_away_does_nothing(tiny, runs):
+    from experiments.jobs.rank import SUPERSEDED, run_rank
+    from experiments.store.ledger import Ledger
+
+    experiments(runs, "submit", tiny.sweep(), "--cluster", tiny.cluster())
+    folder = run_folders(runs)["a"]
+    before = state(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SUBMITIT_DEBUG_JOB_ID", "1")
+        patch.setenv("SUBMITIT_FOLDER", str(runs))
+        assert run_rank(str(Ledger(runs).root), folder.name, "another token") == SUPERSEDED
+    assert state(folder) == before
+
+
+def test_changed_data_are_refused(tiny, runs, tmp_path):
+    own = make_tiny(tmp_path / "own")
+    sweep = own.sweep(overrides=own.trouble(CRASH_AT=3))
+    experiments(runs, "submit", sweep, "--cluster", own.cluster(), status=1)
+    annotations = own.folder / "data" / "annotations" / "instances_train.json"
+    annotations.write_text(annotations.read_text() + " ")
+    said = experiments(runs, "retry", sweep, "--cluster", own.cluster(), status=1)
+    assert "changed since this run started" in said
+
+
+def test_jobs_run_the_code_as_it_was_when_submitted(tiny, runs, tmp_path):
+    checkout = tmp_path / "checkout"
+    for name in ("yolof_d2", "experiments", "configs"):
+        shutil.copytree(ROOT / name, checkout / name)
+    submit = subprocess.Popen(
+        command(runs, "submit", tiny.sweep(), "--cluster", tiny.cluster()),
+        cwd=checkout,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    wait_until(lambda: bool(list((runs / "code").glob("[0-9a-f]*"))))
+    for module in ("engine.py", "modeling/yolof.py"):
+        (checkout / "yolof_d2" / module).write_text("raise RuntimeError('edited while it waited')")
+    said, _ = submit.communicate(timeout=90)
+    assert "now 1 finished" in said
+    folder = run_folders(runs)["a"]
+    code = Path(read_json(folder / "attempts" / "1.json")["code_folder"])
+    assert "edited" not in (code / "yolof_d2" / "engine.py").read_text()
+
+
+def test_starts_that_get_nowhere_are_given_up(tiny, runs, monkeypatch):
+    from experiments.errors import ExperimentError
+    from experiments.jobs.rank import Start
+    from experiments.store.files import write_json
+    from experiments.store.ledger import Ledger
+
+    ledger = Ledger(runs)
+    ledger.write_submission({"token": "t", "runs": ["r"]})
+    ledger.claim("t", ["r"])
+    monkeypatch.setenv("SUBMITIT_DEBUG_JOB_ID", "1")
+    monkeypatch.setenv("SUBMITIT_FOLDER", str(runs))
+
+    def begin(*attempts: tuple[int, int]) -> bool:
+        record = [{"token": "t", "first": first, "last": last} for first, last in attempts]
+        content = {"token": "t", "iteration": 9, "attempts": record, "evaluations": []}
+        write_json(ledger.run_folder("r") / "state.json", content)
+        return Start(str(runs), "r", "t").begin()
+
+    assert begin((0, 0), (0, 0), (0, 0), (0, 0))
+    assert begin((0, 0), (0, 0), (0, 0), (0, 9), (9, 9))
+    with pytest.raises(ExperimentError, match="5 starts in a row did not reach a new iteration"):
+        begin((0, 9), (9, 9), (9, 9), (9, 9), (9, 9), (9, 9))

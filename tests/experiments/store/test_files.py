@@ -1,0 +1,113 @@
+"""Records are written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import time
+
+import pytest
+
+from experiments.errors import ExperimentError, RecordError
+from experiments.store.files import FORMAT, locked, read_json, write_json
+
+
+def test_a_record_comes_back_with_its_format(tmp_path):
+    path = tmp_path / "deep" / "record.json"
+    write_json(path, {"a": [1, None]})
+    assert read_json(path) == {"format": FORMAT, "a": [1, None]}
+    assert read_json(tmp_path / "absent.json") is None
+    assert os.listdir(path.parent) == ["record.json"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"format": 1, "a"', "is damaged (not JSON"),
+        ("", "is damaged (not JSON"),
+        ("[1]", "expected an object, got list"),
+        ('{"format": 99}', "has format 99, this version reads format 1"),
+        ('{"a": 1}', "has format None"),
+    ],
+)
+def test_what_cannot_be_read_says_why(tmp_path, content, words):
+    path = tmp_path / "record.json"
+    path.write_text(content)
+    with pytest.raises(RecordError) as error:
+        read_json(path)
+    assert str(path) in str(error.value) and words in str(error.value)
+
+
+def _write_too_much(path):
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+    try:
+        write_json(path, {"text": "x" * 100_000})
+    except ExperimentError as error:
+        path.with_suffix(".error").write_text(str(error))
+
+
+def test_a_write_that_the_system_refuses_leaves_the_old_record(tmp_path):
+    path = tmp_path / "record.json"
+    write_json(path, {"a": 1})
+    process = multiprocessing.get_context("fork").Process(target=_write_too_much, args=(path,))
+    process.start()
+    process.join(30)
+    assert "cannot write" in path.with_suffix(".error").read_text()
+    assert read_json(path) == {"format": FORMAT, "a": 1}
+    assert sorted(os.listdir(tmp_path)) == ["record.error", "record.json"]
+
+
+def _write_for_ever(path):
+    number = 0
+    while True:
+        number += 1
+        write_json(path, {"number": number, "text": "x" * 20_000}, durable=False)
+
+
+def test_a_reader_never_sees_half_a_record_not_even_of_a_killed_writer(tmp_path):
+    path = tmp_path / "record.json"
+    for _ in range(8):
+        process = multiprocessing.get_context("fork").Process(target=_write_for_ever, args=(path,))
+        process.start()
+        deadline = time.monotonic() + 0.3
+        while time.monotonic() < deadline:
+            record = read_json(path)
+            assert record is None or len(record["text"]) == 20_000
+        process.kill()
+        process.join()
+        assert json.loads(path.read_text())["number"] > 0
+
+
+def _hold(path, started):
+    with locked(path):
+        started.set()
+        time.sleep(60)
+
+
+def test_the_lock_excludes_other_processes_and_dies_with_its_holder(tmp_path):
+    context = multiprocessing.get_context("fork")
+    started = context.Event()
+    process = context.Process(target=_hold, args=(tmp_path / ".lock", started))
+    process.start()
+    assert started.wait(30)
+    with (
+        pytest.raises(ExperimentError, match="another command has held"),
+        locked(tmp_path / ".lock", timeout_s=0.2),
+    ):
+        pass
+    process.kill()
+    process.join()
+    with locked(tmp_path / ".lock", timeout_s=5):
+        pass
+
+
+def test_a_folder_that_cannot_be_made_is_one_clear_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ExperimentError, match=r"cannot write .*Expected a writable folder"):
+        write_json(tmp_path / "file" / "record.json", {})
+    with pytest.raises(ExperimentError, match="cannot lock"), locked(tmp_path / "file" / ".lock"):
+        pass

@@ -1,0 +1,87 @@
+"""The code that jobs run: everything that counts, once, and whole."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from experiments.errors import ExperimentError
+from experiments.store import snapshot
+from experiments.store.files import read_json
+from experiments.store.snapshot import take_snapshot
+
+
+def git(folder: Path, *words: str) -> str:
+    command = ["git", "-C", str(folder), "-c", "user.name=t", "-c", "user.email=t@t", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "checkout"
+    for name in ("yolof_d2/engine.py", "experiments/job.py", "configs/a.yaml", "weights.bin"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("first")
+    (folder / ".gitignore").write_text("/runs/\n")
+    git(folder, "init", "-q")
+    git(folder, "add", ".gitignore", "yolof_d2", "experiments", "configs")
+    git(folder, "commit", "-q", "-m", "first")
+    monkeypatch.setattr(snapshot, "ROOT", folder)
+    return folder
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_tracked_files_and_new_code_are_copied_and_nothing_else(checkout, tmp_path):
+    (checkout / "my_parts.py").write_text("new")
+    (checkout / "runs").mkdir()
+    (checkout / "runs" / "ignored.py").write_text("")
+    taken = take_snapshot(tmp_path / "code")
+    tracked = {".gitignore", "yolof_d2/engine.py", "experiments/job.py", "configs/a.yaml"}
+    assert files(taken) == {*tracked, "my_parts.py", "snapshot.json"}
+
+
+def test_the_same_code_is_copied_once_and_edited_code_again(checkout, tmp_path):
+    first = take_snapshot(tmp_path / "code")
+    assert take_snapshot(tmp_path / "code") == first
+    (checkout / "yolof_d2" / "engine.py").write_text("second")
+    second = take_snapshot(tmp_path / "code")
+    assert second != first
+    assert (first / "yolof_d2" / "engine.py").read_text() == "first"
+    assert sorted(path.name for path in (tmp_path / "code").iterdir()) == sorted(
+        [first.name, second.name]
+    )
+
+
+def test_commit_and_difference_are_recorded(checkout, tmp_path):
+    clean = take_snapshot(tmp_path / "code")
+    record = read_json(clean / "snapshot.json")
+    assert record is not None
+    # weights.bin is not in git, and not copied either.
+    assert (record["commit"], record["dirty"]) == (git(checkout, "rev-parse", "HEAD"), False)
+    (checkout / "parts").mkdir()
+    (checkout / "parts" / "new.py").write_text("")
+    assert snapshot.code_state()["changed"] == ["?? parts/new.py"]
+    (checkout / "yolof_d2" / "engine.py").write_text("second")
+    dirty = take_snapshot(tmp_path / "code")
+    assert "-first" in (dirty / "changes.diff").read_text()
+    assert "+second" in (dirty / "changes.diff").read_text()
+
+
+def test_a_copy_that_cannot_be_made_is_one_clear_line(checkout, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ExperimentError, match=r"cannot copy the code to .*Expected a writable"):
+        take_snapshot(tmp_path / "file")
+
+
+def test_without_git_the_folders_of_the_package_are_copied(checkout, tmp_path, monkeypatch):
+    monkeypatch.setattr(snapshot, "_git", lambda *_: None)
+    taken = take_snapshot(tmp_path / "code")
+    code = {"yolof_d2/engine.py", "experiments/job.py", "configs/a.yaml"}
+    assert files(taken) == {*code, "snapshot.json"}
+    record = read_json(taken / "snapshot.json")
+    assert record is not None and record["commit"] is None

@@ -1,0 +1,115 @@
+"""What models cost, side by side: ``python -m experiments benchmark``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+from experiments.errors import ExperimentError
+from experiments.store.files import write_json, write_text
+
+DEFAULT_CONFIGS = (
+    "configs/yolof_R_50_C5_1x.yaml",
+    "configs/baselines/retinanet_R_50_FPN_1x_yolof_recipe.yaml",
+)
+# (on a GPU, on a CPU): there, a step of the default models takes seconds.
+_BATCH_SIZE = ((2, 1), (1, 1))
+_WARMUP = (50, 1)
+_ITERATIONS = (200, 6)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command line."""
+    parser.add_argument(
+        "configs",
+        nargs="*",
+        metavar="CONFIG",
+        help="config files; the others are compared with the first "
+        "(default: YOLOF R50-C5 and RetinaNet R50-FPN)",
+    )
+    parser.add_argument(
+        "--size",
+        nargs=2,
+        type=int,
+        default=(800, 1216),
+        metavar=("HEIGHT", "WIDTH"),
+        help="of an image in pixels, before padding (default: 800 1216)",
+    )
+    parser.add_argument(
+        "--batch-size",
+        nargs=2,
+        type=int,
+        metavar=("TRAINING", "INFERENCE"),
+        help="images of a step (default: 2 1 on a GPU, 1 1 on a CPU)",
+    )
+    parser.add_argument(
+        "--objects",
+        type=int,
+        default=7,
+        help="ground truth boxes of a training image (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--boxes",
+        type=int,
+        default=300,
+        help="candidates of a test image that pass the score threshold (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--warmup", type=int, help="rounds before those that count (default: 50; 1 on a CPU)"
+    )
+    parser.add_argument("--iterations", type=int, help="rounds that count (default: 200; 6)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("output/benchmark"),
+        help="folder of JSON, table and plot (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--opts",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="KEY VALUE",
+        help="config keys for all models, at the end, such as MODEL.DEVICE cpu or "
+        "SOLVER.AMP.ENABLED True",
+    )
+
+
+def run(args: argparse.Namespace) -> str:
+    """Measure, and write what was measured.
+
+    Returns:
+        What to print: the tables, the names of the files, and the ratios last.
+
+    Raises:
+        ExperimentError: a config or an option that cannot be used, or a folder that cannot be
+            written.
+    """
+    from yolof_d2.errors import UserError
+
+    from .contender import Options
+    from .report import describe_ratio, draw, render
+    from .run import choose_device, run_benchmark
+
+    logging.getLogger("yolof_d2.benchmark").setLevel(logging.INFO)
+    try:
+        on_cpu = choose_device(args.opts) == "cpu"
+        options = Options(
+            size=tuple(args.size),
+            batch_size=tuple(args.batch_size or _BATCH_SIZE[on_cpu]),
+            objects=args.objects,
+            boxes=args.boxes,
+            warmup=_WARMUP[on_cpu] if args.warmup is None else args.warmup,
+            iterations=_ITERATIONS[on_cpu] if args.iterations is None else args.iterations,
+        )
+        record = run_benchmark(args.configs or DEFAULT_CONFIGS, args.opts, options)
+    except UserError as error:
+        raise ExperimentError(str(error)) from error
+
+    text = render(record)
+    files = [args.output / f"benchmark.{suffix}" for suffix in ("json", "md", "png", "svg")]
+    write_json(files[0], record)
+    write_text(files[1], text)
+    draw(record, files[2:])
+    lines = [text, "Written: " + ", ".join(map(str, files))]
+    return "\n".join(lines + [describe_ratio(record, model) for model in record["models"][1:]])

@@ -1,0 +1,225 @@
+"""Load a config: merge files and overrides, and refuse unknown or misplaced keys."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import functools
+import json
+from collections.abc import Iterator, Sequence
+
+import yaml
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import META_ARCH_REGISTRY
+
+from yolof_d2.errors import ConfigError
+from yolof_d2.modeling.checks import check_backbone
+
+from .defaults import add_yolof_config
+from .plugins import load_plugins
+
+
+def iter_keys(cfg: dict, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted name of every leaf key of ``cfg``."""
+    for key, value in cfg.items():
+        if isinstance(value, dict):
+            yield from iter_keys(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def build_cfg(config_file: str = "", overrides: Sequence[str] = ()) -> CfgNode:
+    """Merge Detectron2's defaults, our keys, a config file and overrides; check; do not freeze.
+
+    Args:
+        config_file: path of a YAML file, with ``_BASE_`` if it has one; empty for none.
+        overrides: ``KEY VALUE`` pairs, flat, as they stand on the command line.
+
+    Raises:
+        ConfigError: a file that cannot be read, an unknown or misplaced key, a value of the wrong
+        kind. The message names every such key and the nearest right one.
+    """
+    if len(overrides) % 2:
+        raise ConfigError(
+            "expected KEY VALUE pairs after the options, got an odd number of words: "
+            + " ".join(overrides)
+        )
+    content = _read_file(config_file) if config_file else {}
+    cfg = _default_cfg(_named_plugins(content, overrides))
+    defaults = cfg.clone()
+    known = list(iter_keys(cfg))
+
+    _raise_unknown(list(iter_keys(content)), known, config_file)
+    _raise_unknown(overrides[::2], known, "the command line")
+    try:
+        if config_file:
+            cfg.merge_from_file(config_file, allow_unsafe=True)
+        cfg.merge_from_list(list(overrides))
+    except (KeyError, ValueError, TypeError, AssertionError, SyntaxError) as error:
+        raise ConfigError(f"{config_file or 'the command line'}: {_one_line(error)}") from error
+
+    _raise_misplaced(cfg, defaults)
+    validate_config(cfg)
+    return cfg
+
+
+def restore_cfg(values: dict) -> CfgNode:
+    """Rebuild a resolved config from its plain values, as :func:`json.loads` gives them.
+
+    Args:
+        values: every key with its value, nested as in the config; lists may stand for tuples.
+
+    Raises:
+        ConfigError: a key or the kind of a value is not what this version of the code has.
+    """
+    cfg = _default_cfg(_named_plugins(values, ()))
+    try:
+        cfg.merge_from_other_cfg(CfgNode(values))
+    except (KeyError, ValueError, TypeError, AssertionError) as error:
+        raise ConfigError(
+            f"the saved config does not fit this version of the code: {_one_line(error)}"
+        ) from error
+    return cfg
+
+
+def _default_cfg(plugins: Sequence[str]) -> CfgNode:
+    cfg = get_cfg()
+    add_yolof_config(cfg)
+    for plugin in load_plugins(plugins):
+        if hasattr(plugin, "add_config"):
+            plugin.add_config(cfg)
+    return cfg
+
+
+def _read_file(config_file: str) -> dict:
+    try:
+        content = CfgNode.load_yaml_with_base(config_file, allow_unsafe=True)
+    except (OSError, AssertionError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise ConfigError(
+            f"cannot read the config file {config_file!r}: {_one_line(error)}"
+        ) from error
+    if not isinstance(content, dict):
+        raise ConfigError(
+            f"cannot read the config file {config_file!r}: expected keys with values, "
+            f"got a {type(content).__name__}"
+        )
+    return content
+
+
+def _named_plugins(content: dict, overrides: Sequence[str]) -> Sequence[str]:
+    """The value of ``PLUGINS``, wanted before the rest is merged, as plug-ins may add keys."""
+    named = dict(zip(overrides[::2], overrides[1::2], strict=True)).get("PLUGINS")
+    entries = content.get("PLUGINS", ()) if named is None else named
+    if not isinstance(entries, str):
+        return entries
+    try:  # "('a.py', 'b.py')", in a file as on the command line
+        return ast.literal_eval(entries)
+    except (SyntaxError, ValueError):
+        return entries
+
+
+def validate_config(cfg: CfgNode) -> None:
+    """Check the values that no part checks for itself.
+
+    Raises:
+        ConfigError: an impossible value; the message names the key.
+    """
+    if cfg.SOLVER.AMP.PRECISION not in ("fp16", "bf16"):
+        raise ConfigError(
+            f"SOLVER.AMP.PRECISION must be 'fp16' or 'bf16', got {cfg.SOLVER.AMP.PRECISION!r}"
+        )
+    if not 0 <= cfg.INPUT.RANDOM_SHIFT.PROB <= 1:
+        raise ConfigError(
+            f"INPUT.RANDOM_SHIFT.PROB must lie in [0, 1], got {cfg.INPUT.RANDOM_SHIFT.PROB}"
+        )
+    if cfg.MODEL.META_ARCHITECTURE not in META_ARCH_REGISTRY:
+        known = sorted(name for name, _ in META_ARCH_REGISTRY)
+        near = difflib.get_close_matches(cfg.MODEL.META_ARCHITECTURE, known, 1, cutoff=0)[0]
+        raise ConfigError(
+            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}, which is not registered; "
+            f"did you mean {near!r}?"
+        )
+    check_backbone(cfg)
+
+
+def _raise_unknown(written: Sequence[str], known: Sequence[str], where: str) -> None:
+    nodes = {key.rsplit(".", depth)[0] for key in known for depth in range(1, key.count(".") + 1)}
+    unknown = [key for key in written if key not in known and key not in ("_BASE_", *nodes)]
+    if unknown:
+        hints = "; ".join(f"{key} (did you mean {nearest_key(key, known)}?)" for key in unknown)
+        raise ConfigError(f"{where}: no such config key: {hints}")
+
+
+def nearest_key(key: str, known: Sequence[str]) -> str:
+    """The known key closest to ``key``: the same last name elsewhere first, then spelling."""
+    leaf = key.rsplit(".", 1)[-1]
+    same_leaf = [candidate for candidate in known if candidate.rsplit(".", 1)[-1] == leaf]
+    similar_leaf = difflib.get_close_matches(
+        leaf, {name.rsplit(".", 1)[-1] for name in known}, 1, cutoff=0.8
+    )
+    if not same_leaf and similar_leaf:
+        same_leaf = [
+            candidate for candidate in known if candidate.rsplit(".", 1)[-1] == similar_leaf[0]
+        ]
+    return difflib.get_close_matches(key, same_leaf or known, 1, cutoff=0)[0]
+
+
+# The nodes under MODEL that only some meta-architectures read. The class count is in the last one.
+_TWO_STAGE = ("RPN", "PROPOSAL_GENERATOR", "SEM_SEG_HEAD", "PANOPTIC_FPN", "ROI_HEADS")
+_OWN_NODES = {
+    "YOLOF": ("YOLOF",),
+    "RetinaNet": ("RETINANET",),
+    "RetinaNetPlus": ("RETINANET",),
+    "FCOS": ("FCOS",),
+}
+
+
+def _raise_misplaced(cfg: CfgNode, defaults: CfgNode) -> None:
+    """Refuse values set for a model that is not being built: they would be ignored in silence."""
+    own_nodes = _OWN_NODES.get(cfg.MODEL.META_ARCHITECTURE, _TWO_STAGE)
+    nodes = [*_TWO_STAGE, *sorted({node for own in _OWN_NODES.values() for node in own})]
+    foreign = tuple(
+        f"MODEL.{'ROI_' if node == 'ROI_HEADS' else node + '.'}"
+        for node in nodes
+        if node not in own_nodes
+    )
+    misplaced = [
+        key
+        for key in iter_keys(cfg)
+        if key.startswith(foreign)
+        and _get(cfg, key) != _get(defaults, key)
+        # The class count is set for all models alike when it is read from the data, and so stands
+        # in saved configs.
+        and not (key.endswith("NUM_CLASSES") and _get(cfg, key) == str(num_classes(cfg)))
+    ]
+    if misplaced:
+        own = [key for key in iter_keys(cfg) if not key.startswith(foreign)]
+        hints = "; ".join(f"{key} (did you mean {nearest_key(key, own)}?)" for key in misplaced)
+        raise ConfigError(
+            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, which does not read {hints}"
+        )
+
+
+def num_classes_node(cfg: CfgNode) -> str:
+    """Name of the node under ``MODEL`` that holds the class count of the model ``cfg`` builds."""
+    return _OWN_NODES.get(cfg.MODEL.META_ARCHITECTURE, _TWO_STAGE)[-1]
+
+
+def num_classes(cfg: CfgNode) -> int:
+    """Number of classes of the model that ``cfg`` builds."""
+    return cfg.MODEL[num_classes_node(cfg)].NUM_CLASSES
+
+
+def set_num_classes(cfg: CfgNode, count: int) -> None:
+    """Set the number of classes of every model alike, so that they can be compared."""
+    for node in {nodes[-1] for nodes in (_TWO_STAGE, *_OWN_NODES.values())}:
+        cfg.MODEL[node].NUM_CLASSES = count
+
+
+def _get(cfg: CfgNode, key: str) -> str:
+    value = functools.reduce(lambda node, name: node[name], key.split("."), cfg)
+    return json.dumps(value)  # nested tuples become lists when a config is saved and read again
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,72 @@
+"""Checkpoints: written whole or not at all, and loaded with an error instead of a silent start from
+scratch.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils.events import get_event_storage, has_event_storage
+
+from yolof_d2.errors import ConfigError
+
+
+class StrictDetectionCheckpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer, which replaces files in one step, and refuses a file that has
+    nothing for the model.
+
+    Detectron2 writes in place: a process that is killed while it saves leaves half a file, or an
+    empty ``last_checkpoint``. And it warns about each weight without a counterpart and goes on, so
+    that a file under other names (of another project, or of a backbone without its prefix) trains
+    from scratch.
+    """
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Save model and checkpointables as ``name.pth``, then name it in ``last_checkpoint``.
+
+        While training, how long it took is written as the scalar ``checkpoint/seconds``.
+
+        Args:
+            name: file name without its ending.
+            kwargs: more to save, such as ``iteration``.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        start = time.perf_counter()
+        data = {"model": self.model.state_dict()}
+        data.update({key: held.state_dict() for key, held in self.checkpointables.items()})
+        data.update(kwargs)
+        self.logger.info("Saving checkpoint to %s", os.path.join(self.save_dir, f"{name}.pth"))
+        partial = Path(self.save_dir, "checkpoint.partial")
+        with partial.open("wb") as file:
+            torch.save(data, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(Path(self.save_dir, f"{name}.pth"))
+        self.tag_last_checkpoint(f"{name}.pth")
+        if has_event_storage():
+            seconds = time.perf_counter() - start
+            get_event_storage().put_scalar("checkpoint/seconds", seconds, smoothing_hint=False)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Name the checkpoint from which a resume starts."""
+        partial = Path(self.save_dir, "last_checkpoint.partial")
+        partial.write_text(last_filename_basename)
+        partial.replace(Path(self.save_dir, "last_checkpoint"))
+
+    def _load_model(self, checkpoint: Any) -> Any:
+        in_file = [name for name in checkpoint["model"] if "." in name]
+        incompatible = super()._load_model(checkpoint)
+        in_model = [name for name, _ in self.model.named_parameters()]
+        if incompatible is not None and set(in_model) <= set(incompatible.missing_keys):
+            raise ConfigError(
+                f"MODEL.WEIGHTS: none of its {len(in_file)} weights ({', '.join(in_file[:2])}, "
+                f"...) has a place in the model ({', '.join(in_model[:2])}, ...). Weights of other "
+                "projects: python -m yolof_d2.convert --help"
+            )
+        return incompatible

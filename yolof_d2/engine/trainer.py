@@ -1,0 +1,260 @@
+"""The trainer: Detectron2's, with our data, optimizer groups, precision and hooks."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import weakref
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import (
+    DatasetFromList,
+    build_detection_test_loader,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, default_setup
+from detectron2.engine.train_loop import TrainerBase
+from detectron2.modeling import build_model
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from detectron2.utils import comm
+from detectron2.utils.events import CommonMetricPrinter, EventWriter, TensorboardXWriter
+from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import setup_logger
+
+from yolof_d2.config import load_plugins
+from yolof_d2.data import build_mapper, build_mosaic_mapper, register_datasets
+from yolof_d2.errors import ConfigError
+from yolof_d2.evaluation import COCOBoxEvaluator
+from yolof_d2.measure.metrics_file import MetricsWriter
+from yolof_d2.measure.provenance import describe_run
+from yolof_d2.measure.scalars import GradientNorm, TrainingMeasurements, measure_evaluation
+from yolof_d2.tracking import WandbWriter
+
+from .checkpoint import StrictDetectionCheckpointer
+from .hooks import (
+    AverageBatchNorm,
+    DrawPredictions,
+    ResumableBestCheckpointer,
+    RunSummary,
+    StopOnRequest,
+)
+from .train_loop import MixedPrecisionTrainer
+
+logger = logging.getLogger(__name__)
+
+_PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def setup_run(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Set up plug-ins, data sets, loggers and seed in this process; save the resolved config."""
+    load_plugins(cfg.PLUGINS)  # again, because each rank is a process of its own
+    register_datasets(cfg, eval_only=args.eval_only)
+    default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="yolof_d2")
+
+
+def check_launch(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Find what would stop the run on every rank, before any process starts.
+
+    Raises:
+        ConfigError: not as many GPUs as asked for, a batch that the ranks cannot share, weights
+        that are not there, or a model that cannot be built.
+    """
+    if cfg.MODEL.DEVICE.startswith("cuda"):
+        found = torch.cuda.device_count()
+        if not found:
+            raise ConfigError(
+                "MODEL.DEVICE is 'cuda', but PyTorch sees no GPU; for the CPU: MODEL.DEVICE cpu"
+            )
+        if args.num_gpus > found:
+            raise ConfigError(f"--num-gpus is {args.num_gpus}, but PyTorch sees {found}")
+    ranks = max(1, args.num_gpus) * args.num_machines
+    if cfg.SOLVER.IMS_PER_BATCH % ranks and not args.eval_only:
+        raise ConfigError(
+            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which {ranks} ranks cannot share "
+            "evenly; choose a multiple"
+        )
+
+    resumes = args.resume and PathManager.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
+    weights = cfg.MODEL.WEIGHTS
+    if args.eval_only and not (weights or resumes):
+        raise ConfigError(
+            "--eval-only needs trained weights: give MODEL.WEIGHTS a file, or --resume for the "
+            f"last checkpoint in OUTPUT_DIR ({cfg.OUTPUT_DIR})"
+        )
+    if weights and "://" not in weights and not resumes and not os.path.isfile(weights):
+        raise ConfigError(
+            f"MODEL.WEIGHTS: there is no file {weights!r} (looked from {os.getcwd()})"
+        )
+
+    # Built once and dropped: a wrong combination is told here, before the data is read.
+    trial = cfg.clone()
+    trial.defrost()
+    trial.MODEL.DEVICE = "cpu"
+    trial.MODEL.TIMM.PRETRAINED = False
+    build_model(trial)
+
+
+class Trainer(DefaultTrainer):
+    """Trains and evaluates any Detectron2 meta-architecture the same way, for fair comparisons."""
+
+    def __init__(self, cfg: CfgNode):
+        """Build everything from ``cfg``, as ``DefaultTrainer`` does."""
+        # DefaultTrainer builds its step trainer and DDP wrapper inline, for CUDA only, so its body
+        # is restated here.
+        TrainerBase.__init__(self)
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        data_loader = self.build_train_loader(cfg)
+        # Not the local rank: where each process sees its own GPU alone, all of them are number 0.
+        on_gpu = next(model.parameters()).is_cuda
+        device_ids = [torch.cuda.current_device()] if on_gpu else None
+        model = create_ddp_model(model, broadcast_buffers=False, device_ids=device_ids)
+        precision = _PRECISIONS[cfg.SOLVER.AMP.PRECISION] if cfg.SOLVER.AMP.ENABLED else None
+        self._trainer = MixedPrecisionTrainer(model, data_loader, optimizer, precision)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = StrictDetectionCheckpointer(
+            model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
+        """SGD as Detectron2 builds it, with ``SOLVER.BACKBONE_LR_FACTOR`` on the backbone."""
+        params = get_default_optimizer_params(
+            model,
+            base_lr=cfg.SOLVER.BASE_LR,
+            weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+            bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+            weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+            lr_factor_func=lambda name: (
+                cfg.SOLVER.BACKBONE_LR_FACTOR if name.startswith("backbone.") else 1.0
+            ),
+        )
+        optimizer = torch.optim.SGD(
+            params,
+            lr=cfg.SOLVER.BASE_LR,
+            momentum=cfg.SOLVER.MOMENTUM,
+            nesterov=cfg.SOLVER.NESTEROV,
+            weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+            foreach=True,
+        )
+        return maybe_add_gradient_clipping(cfg, optimizer)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        """Detectron2's loader with our mapper, or with mosaics (``INPUT.MOSAIC``)."""
+        if cfg.INPUT.MOSAIC.PROB == 0:
+            return build_detection_train_loader(cfg, mapper=build_mapper(cfg, is_train=True))
+        # Read as Detectron2 would (for a model without keypoints), and wrapped here, so that the
+        # loader and the mosaics share one copy.
+        dataset = DatasetFromList(
+            get_detection_dataset_dicts(
+                cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+            ),
+            copy=False,
+        )
+        return build_detection_train_loader(
+            cfg, mapper=build_mosaic_mapper(cfg, dataset), dataset=dataset
+        )
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        return build_detection_test_loader(
+            cfg, dataset_name, mapper=build_mapper(cfg, is_train=False)
+        )
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> COCOBoxEvaluator:
+        """COCO evaluation and error types; detections go to ``OUTPUT_DIR/inference``."""
+        return COCOBoxEvaluator(dataset_name, os.path.join(cfg.OUTPUT_DIR, "inference"))
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: torch.nn.Module, evaluators: Any = None) -> dict[str, Any]:
+        """Evaluate, as Detectron2 does; the results also have what it cost, under ``eval``."""
+        with measure_evaluation(model) as measured:
+            results = super().test(cfg, model, evaluators)
+        return {**results, "eval": measured} if measured else results
+
+    def build_writers(self) -> list[EventWriter]:
+        """Detectron2's writers (the log, ``metrics.json``, TensorBoard), and Weights & Biases."""
+        folder = self.cfg.OUTPUT_DIR
+        PathManager.mkdirs(folder)
+        writers: list[EventWriter] = [
+            CommonMetricPrinter(self.max_iter),
+            MetricsWriter(os.path.join(folder, "metrics.json")),
+            TensorboardXWriter(folder),
+        ]
+        if WandbWriter.is_wanted(self.cfg):
+            writers.append(WandbWriter(self.cfg))
+        return writers
+
+    def build_hooks(self) -> list[HookBase]:
+        """Detectron2's hooks, with measurements, equal batch statistics, best checkpoint, pictures
+        and summary.
+        """
+        cfg = self.cfg
+        model = self._trainer.bare_model
+        trained = [p for p in model.parameters() if p.requires_grad]
+        self._trainer.register_hooks([GradientNorm(trained, self.max_iter)])
+        hooks = super().build_hooks()
+        # Behind timer, learning rate and precise batch norm; before what saves or evaluates.
+        hooks[3:3] = [
+            AverageBatchNorm(model),
+            TrainingMeasurements(model, cfg.SOLVER.IMS_PER_BATCH),
+        ]
+        if comm.is_main_process():
+            writer = (
+                hooks.pop()
+            )  # Detectron2 puts it last, so that it writes what the others measured
+            if cfg.TEST.BEST_METRIC:
+                hooks.append(
+                    ResumableBestCheckpointer(
+                        cfg.TEST.EVAL_PERIOD, self.checkpointer, cfg.TEST.BEST_METRIC
+                    )
+                )
+            if cfg.TEST.PICTURES.NUM_IMAGES and cfg.DATASETS.TEST:
+                hooks.append(
+                    DrawPredictions(
+                        cfg.DATASETS.TEST[0],
+                        cfg.OUTPUT_DIR,
+                        num_images=cfg.TEST.PICTURES.NUM_IMAGES,
+                        period=cfg.TEST.PICTURES.PERIOD,
+                    )
+                )
+            summary = RunSummary(cfg.OUTPUT_DIR, cfg.SOLVER.IMS_PER_BATCH, self._describe)
+            hooks += [writer, summary]
+        return [*hooks, StopOnRequest(self.checkpointer)]
+
+    def register_hooks(self, hooks: list[HookBase | None]) -> None:
+        """Add hooks, before the one that ends training on request."""
+        super().register_hooks(hooks)
+        self._hooks.sort(key=lambda hook: isinstance(hook, StopOnRequest))
+
+    def request_stop(self, reason: str) -> None:
+        """Ask all ranks to save and stop at the next iteration boundary; safe in signal handlers.
+
+        :meth:`train` then raises :class:`~yolof_d2.errors.TrainingStopped`.
+        """
+        self._trainer.stop_request = reason
+
+    @property
+    def agreed_stop(self) -> str:
+        """Why training stops after this iteration, the same on all ranks; empty if it goes on."""
+        return self._trainer.agreed_stop
+
+    def state_dict(self) -> dict[str, Any]:
+        # What is saved after the last iteration counts one too many in Detectron2, and a longer
+        # run that resumes from it would leave one iteration out.
+        return {**super().state_dict(), "iteration": min(self.iter, self.max_iter - 1)}
+
+    def _describe(self) -> dict[str, Any]:
+        return {"seed": self.cfg.SEED, "world_size": comm.get_world_size(), **describe_run()}

@@ -1,0 +1,44 @@
+"""Files that are written whole or not at all. Needs no torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextmanager
+def replacing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
+    """Write a file through a temporary one beside it: readers see the old or the new content.
+
+    Args:
+        path: its folder is made if it is not there.
+        durable: wait until the disk has the content; what can be made again need not.
+
+    Yields:
+        A file to write bytes to. After an exception the old file is untouched.
+
+    Raises:
+        OSError: the folder cannot be written, or the disk or quota is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        with suppress(OSError):  # what is left of it takes space, perhaps on a full disk
+            partial.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str, *, durable: bool = True) -> None:
+    """Replace the content of a text file; see :func:`replacing`."""
+    with replacing(path, durable=durable) as file:
+        file.write(text.encode())

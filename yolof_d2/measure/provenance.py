@@ -1,0 +1,94 @@
+"""What a reader needs to trace a figure: code, versions, machine, command."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_PACKAGES = (
+    "yolof_d2",
+    "detectron2",
+    "torch",
+    "torchvision",
+    "numpy",
+    "pycocotools",
+    "faster-coco-eval",
+)
+
+
+def describe_run() -> dict[str, Any]:
+    """Commit, versions, hardware, command line and time, as plain JSON; None where unknown."""
+    return {
+        "commit": _git_commit(),
+        "command": shlex.join([os.path.basename(sys.executable), *_script(), *sys.argv[1:]]),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: _version(name) for name in _PACKAGES},
+        },
+        "hardware": {
+            "cpu": _cpu_name(),
+            "cpus": len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count(),
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        },
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _script() -> list[str]:
+    """The script as it was named; of ``python -m`` the module, not the file that it is in."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is None or os.path.basename(sys.argv[0]) != os.path.basename(spec.origin or ""):
+        return [sys.argv[0]]
+    return ["-m", spec.name.removesuffix(".__main__")]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )
+
+
+def _git_commit() -> str | None:
+    """Commit of the checkout that holds this package, with ``-dirty`` when it has changes; None
+    outside git.
+
+    A copy that a sweep runs from is no checkout, though it may lie inside one: its own note counts.
+    """
+    note = Path(__file__).parents[2] / "snapshot.json"
+    if note.is_file():
+        state = json.loads(note.read_text())
+        return state["commit"] and state["commit"][:12] + ("-dirty" if state["dirty"] else "")
+    try:
+        return subprocess.run(
+            ["git", "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

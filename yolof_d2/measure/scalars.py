@@ -1,0 +1,243 @@
+"""What a detector costs and how it is trained, as scalars in Detectron2's event storage.
+
+docs/measurements.md lists every name with its unit.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage, get_event_storage
+from torch import Tensor, nn
+
+from yolof_d2.modeling.matcher import GroundTruth, Matcher, MatchResult
+from yolof_d2.modeling.matcher.statistics import (
+    count_labelled_anchors,
+    count_matches,
+    statistics_from_counts,
+)
+
+from .memory import evaluation_phase, peak_memory_mib, start_measuring
+
+PERIOD = 20  # iterations between two measurements; Detectron2 writes as often
+
+_WARMUP_ITERATIONS = 10  # of every start; slower than what follows
+_WARMUP_BATCHES = 5  # of an evaluation
+
+
+def is_due(iteration: int, max_iter: int) -> bool:
+    """Whether an iteration, counted from 0, is measured."""
+    return (iteration + 1) % PERIOD == 0 or iteration + 1 == max_iter
+
+
+class TrainingMeasurements(HookBase):
+    """Memory and speed of training, and statistics of the matches, over all ranks.
+
+    It runs on all ranks, after ``IterationTimer`` and before what evaluates.
+    """
+
+    def __init__(self, model: nn.Module, batch_size: int):
+        """
+        Args:
+            model: the detector, not wrapped for several ranks.
+            batch_size: images of an iteration, of all ranks.
+        """
+        self._matches = MatchCounter(model)
+        self._batch_size = batch_size
+
+    def before_train(self) -> None:
+        start_measuring()
+
+    def before_step(self) -> None:
+        if is_due(self.trainer.iter, self.trainer.max_iter):
+            self._matches.attach()
+
+    def after_step(self) -> None:
+        if not is_due(self.trainer.iter, self.trainer.max_iter):
+            return
+        self._matches.detach()
+        own = (peak_memory_mib("train"), self._matches.pop())
+        gathered = comm.gather(own)
+        if not comm.is_main_process():
+            return
+        storage = get_event_storage()
+        memories, counts = zip(*gathered, strict=True)
+        scalars = _memory_scalars("train", memories)
+        for rank, memory in enumerate(memories):
+            for name, value in memory.items():
+                scalars[f"per_rank/train_memory_{name}_mib_rank{rank}"] = value
+        scalars |= self._speed(storage)
+        scalars |= {f"match/{name}": value for name, value in _sum_statistics(counts).items()}
+        storage.put_scalars(
+            smoothing_hint=False,
+            **{name: value for name, value in scalars.items() if not math.isnan(value)},
+        )
+
+    def _speed(self, storage: EventStorage) -> dict[str, float]:
+        first = self.trainer.start_iter + _WARMUP_ITERATIONS
+        medians = {}
+        for name in ("time", "data_time"):
+            history = storage.histories().get(name)
+            recent = history.values()[-PERIOD:] if history is not None else []
+            values = [value for value, iteration in recent if iteration >= first]
+            medians[name] = float(np.median(values)) if values else math.nan
+        return {
+            "train/images_per_second": self._batch_size / medians["time"],
+            "train/data_time_share": medians["data_time"] / medians["time"],
+        }
+
+
+class GradientNorm(HookBase):
+    """Writes ``train/grad_norm``: the Euclidean norm of all gradients, before clipping.
+
+    It is a hook of the trainer that makes the step, and reads gradients averaged over ranks.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], max_iter: int):
+        """
+        Args:
+            parameters: those that are trained.
+            max_iter: iterations of the run.
+        """
+        self._parameters = parameters
+        self._max_iter = max_iter
+
+    def after_backward(self) -> None:
+        if not is_due(self.trainer.iter, self._max_iter):
+            return
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients) / self.trainer.grad_scaler.get_scale()
+        get_event_storage().put_scalar("train/grad_norm", norm.item(), smoothing_hint=False)
+
+
+class MatchCounter:
+    """Counts the matches of one batch, of any model that matches as YOLOF or as RetinaNet does."""
+
+    def __init__(self, model: nn.Module):
+        """
+        Args:
+            model: with a ``matcher`` (YOLOF), or with ``label_anchors`` (Detectron2's RetinaNet and
+                FCOS, and what is made of them). Nothing is counted of another.
+        """
+        self._model: Any = model
+        self._matcher: Matcher | None = None
+        self._counts: Tensor | None = None
+
+    def attach(self) -> None:
+        """Count from now on."""
+        matcher = getattr(self._model, "matcher", None)
+        if isinstance(matcher, Matcher):
+            self._matcher = matcher
+            self._model.matcher = _CountingMatcher(matcher, self)
+        elif hasattr(self._model, "label_anchors"):
+            self._model.label_anchors = self._label_anchors
+
+    def detach(self) -> None:
+        """Leave the model as it was."""
+        if self._matcher is not None:
+            self._model.matcher = self._matcher
+            self._matcher = None
+        self._model.__dict__.pop("label_anchors", None)
+
+    def pop(self) -> list[float] | None:
+        """The counts of the last batch, in the order of ``count_matches``; None without any."""
+        counts, self._counts = self._counts, None
+        return None if counts is None else counts.tolist()
+
+    def add(self, match: MatchResult, ground_truth: GroundTruth, num_classes: int) -> None:
+        """Count a batch of YOLOF's."""
+        self._counts = count_matches(match, ground_truth, num_classes)
+
+    def _label_anchors(self, anchors: Any, instances: Any) -> Any:
+        labels, matched = type(self._model).label_anchors(self._model, anchors, instances)
+        self._counts = count_labelled_anchors(
+            torch.stack(labels),
+            torch.stack(matched),
+            GroundTruth.from_instances(instances, labels[0].device),
+            self._model.num_classes,
+        )
+        return labels, matched
+
+
+class _CountingMatcher(Matcher):
+    def __init__(self, matcher: Matcher, counter: MatchCounter):
+        self._matcher = matcher
+        self._counter = counter
+
+    def __call__(
+        self, anchors: Tensor, pred_logits: Tensor, pred_boxes: Tensor, ground_truth: GroundTruth
+    ) -> MatchResult:
+        match = self._matcher(anchors, pred_logits, pred_boxes, ground_truth)
+        self._counter.add(match, ground_truth, num_classes=pred_logits.shape[-1])
+        return match
+
+
+@contextmanager
+def measure_evaluation(model: nn.Module) -> Iterator[dict[str, float]]:
+    """Measure what is done inside, an evaluation of ``model`` that all ranks share.
+
+    Yields:
+        A dict that is filled at the end, on the main rank: ``seconds`` of all of it;
+        ``images_per_second`` of the model alone, without the first batches, all ranks together; and
+        ``memory_<kind>_mib``, the highest of any rank.
+    """
+    measured: dict[str, float] = {}
+    batches: list[tuple[int, float]] = []
+    began = 0.0
+
+    def before(*_: Any) -> None:
+        nonlocal began
+        _wait_for_gpu()
+        began = time.perf_counter()
+
+    def after(_: nn.Module, inputs: tuple[list[dict[str, Any]]], __: Any) -> None:
+        _wait_for_gpu()
+        batches.append((len(inputs[0]), time.perf_counter() - began))
+
+    handles = [model.register_forward_pre_hook(before), model.register_forward_hook(after)]
+    start = time.perf_counter()
+    try:
+        with evaluation_phase():
+            yield measured
+    finally:
+        for handle in handles:
+            handle.remove()
+    seconds = time.perf_counter() - start
+    timed = batches[min(_WARMUP_BATCHES, len(batches) - 1) :] if batches else []
+    images, spent = (sum(values) for values in zip(*timed, strict=True)) if timed else (0, 1.0)
+    gathered = comm.gather((images / spent, peak_memory_mib("eval")))
+    if comm.is_main_process():
+        speeds, memories = zip(*gathered, strict=True)
+        measured["seconds"] = seconds
+        measured["images_per_second"] = sum(speeds)
+        measured |= {f"memory_{name}_mib": v for name, v in _highest(memories).items()}
+
+
+def _wait_for_gpu() -> None:
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def _memory_scalars(phase: str, memories: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {f"{phase}/memory_{name}_mib": value for name, value in _highest(memories).items()}
+
+
+def _highest(memories: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {name: max(memory[name] for memory in memories) for name in memories[0]}
+
+
+def _sum_statistics(counts: Sequence[list[float] | None]) -> dict[str, float]:
+    """Statistics of the batches of all ranks together."""
+    known = [each for each in counts if each is not None]
+    if not known:
+        return {}
+    total = torch.tensor(known, dtype=torch.float64).sum(dim=0)
+    return {name: value.item() for name, value in statistics_from_counts(total).items()}

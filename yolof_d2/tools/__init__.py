@@ -1,0 +1,1 @@
+"""Small commands for the maintenance of data and of this repository."""
