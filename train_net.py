@@ -15,33 +15,32 @@ from torch.multiprocessing import ProcessExitedException
 
 from yolof_d2.config import build_cfg
 from yolof_d2.data import resolve_datasets
-from yolof_d2.data.validation import check_datasets
-from yolof_d2.engine import Trainer, check_launch, setup_run
+from yolof_d2.engine import Launch, Trainer, preflight, setup_run
 from yolof_d2.engine.checkpoint import StrictDetectionCheckpointer
 from yolof_d2.errors import UserError
 
 
-def main(args, cfg):
+def main(how, cfg):
     """Train or evaluate on this rank; returns the evaluation results on the main one."""
-    setup_run(cfg, args)
-    if args.eval_only:
+    setup_run(cfg, how)
+    if how.eval_only:
         model = Trainer.build_model(cfg)
         StrictDetectionCheckpointer(model, cfg.OUTPUT_DIR).resume_or_load(
-            cfg.MODEL.WEIGHTS, resume=args.resume
+            cfg.MODEL.WEIGHTS, resume=how.resume
         )
         results = Trainer.test(cfg, model)
         if comm.is_main_process():
             verify_results(cfg, results)
         return results
     trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
+    trainer.resume_or_load(resume=how.resume)
     return trainer.train()
 
 
-def worker(args, cfg):
-    """Run :func:`main`; what a user can mend ends in its message, not in a stack trace alone."""
+def worker(how, cfg):
+    """Run :func:`main`; an error of the user's ends in its message, not in a stack trace alone."""
     try:
-        main(args, cfg)
+        main(how, cfg)
     except UserError as error:
         logging.getLogger("yolof_d2").error(error)
         sys.exit(1)
@@ -51,18 +50,24 @@ if __name__ == "__main__":
     args = default_argument_parser(__doc__).parse_args()
     logging.basicConfig(format="%(message)s")  # until setup_run() gives each rank its loggers
     logging.getLogger("yolof_d2").setLevel(logging.INFO)
+    ranks_here = max(1, args.num_gpus)
+    how = Launch(
+        ranks=ranks_here * args.num_machines,
+        ranks_here=ranks_here,
+        eval_only=args.eval_only,
+        resume=args.resume,
+        config_file=args.config_file,
+    )
     try:
         cfg = build_cfg(args.config_file, args.opts or ())
         resolve_datasets(cfg, eval_only=args.eval_only)
         cfg.freeze()
-        check_launch(cfg, args)
-        check_datasets(cfg, skip_train=args.eval_only)
+        preflight(cfg, how)
     except UserError as error:
         sys.exit(f"error: {error}")
     if cfg.MODEL.DEVICE == "cpu":
-        os.environ["CUDA_VISIBLE_DEVICES"] = (
-            ""  # so that Detectron2 chooses gloo, also where there are GPUs
-        )
+        # So that Detectron2 chooses gloo, also where there are GPUs.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     try:
         launch(
             worker,
@@ -70,7 +75,7 @@ if __name__ == "__main__":
             args.num_machines,
             args.machine_rank,
             args.dist_url,
-            args=(args, cfg),
+            args=(how, cfg),
         )
     except ProcessExitedException as error:  # the worker has said why
         sys.exit(error.exit_code)

@@ -163,7 +163,8 @@ def _plan(args: argparse.Namespace) -> None:
 
 
 def _submit(args: argparse.Namespace) -> None:
-    from .jobs.observe import RETRIABLE, Observation, State, observe
+    from .jobs.observe import observe
+    from .jobs.state import RETRIABLE, Observation, State
     from .jobs.submit import Launcher
     from .spec.cluster import load_cluster
     from .spec.resolve import ResolvedRun, resolve_runs
@@ -207,7 +208,7 @@ def _submit(args: argparse.Namespace) -> None:
         print(f"To go on with those: python -m experiments retry {args.sweep}")
     if remark:
         print(remark)
-    if cluster.executor != "slurm" and any(
+    if not launcher.backend.queues and any(
         seen[each.id].state is not State.FINISHED for each in submitted
     ):
         raise ExperimentError("not every run finished; see the lines above")
@@ -232,13 +233,14 @@ def _status(args: argparse.Namespace) -> None:
 
 def _logs(args: argparse.Namespace) -> None:
     from .jobs.logs import log_files, tail
-    from .jobs.observe import RETRIABLE, observe
+    from .jobs.observe import observe
+    from .jobs.state import RETRIABLE
     from .store.ledger import Ledger
 
     ledger = Ledger(args.runs)
     sweep = ledger.read_sweep(_sweep_name(args.sweep))
-    names = {run["id"]: run["name"] for run in sweep["runs"]}
-    chosen = _choose(list(names.items()), args.run, sweep["sweep"])
+    names = {run.id: run.name for run in sweep.runs}
+    chosen = _choose(list(names.items()), args.run, sweep.sweep)
     seen, _ = observe(ledger, [identity for identity in names if identity in chosen])
     shown = [i for i in seen if args.run or seen[i].state in RETRIABLE]
     if not shown:
@@ -262,8 +264,8 @@ def _cancel(args: argparse.Namespace) -> None:
     sweep = ledger.read_sweep(_sweep_name(args.sweep))
     if not args.run and not args.all:
         raise ExperimentError("name the runs to cancel, or --all")
-    names = {run["id"]: run["name"] for run in sweep["runs"]}
-    for identity in cancel_runs(ledger, _choose(list(names.items()), args.run, sweep["sweep"])):
+    names = {run.id: run.name for run in sweep.runs}
+    for identity in cancel_runs(ledger, _choose(list(names.items()), args.run, sweep.sweep)):
         print(f"cancelled {names[identity]}")
 
 

@@ -20,7 +20,11 @@ from pathlib import Path
 
 import yaml
 
-from .store.files import write_json
+from experiments.spec.resolve import resolve_runs, run_record, sweep_record
+from experiments.spec.sweep import load_sweep
+from experiments.store.files import write_record
+from experiments.store.ledger import Ledger
+from experiments.store.records import AttemptSpan, Hardware, Progress, Submission, Summary
 
 ROOT = Path(__file__).parents[1]
 
@@ -45,42 +49,40 @@ def sweep_of(runs: int) -> dict:
 
 def pretend_finished(ledger: Path, sweep_file: Path) -> None:
     """Leave what finished runs leave, without training."""
-    from .spec.resolve import resolve_runs
-    from .spec.sweep import load_sweep
-    from .store.ledger import Ledger
-
     loaded = load_sweep(str(sweep_file))
     records = Ledger(ledger)
     resolved = resolve_runs(loaded, records.cache)
-    records.write_sweep(loaded, resolved)
+    records.write_sweep(
+        sweep_record(loaded, resolved), [run_record(loaded, each) for each in resolved]
+    )
     identities = [each.id for each in resolved]
-    record = {"token": "t", "executor": "slurm", "job_name": "t", "job_id": "1"}
-    records.write_submission({**record, "runs": identities})
+    records.write_submission(Submission(token="t", executor="slurm", job_id="1", runs=identities))
     records.claim("t", identities)
     box = dict.fromkeys(("AP", "AP50", "AP75", "APs", "APm", "APl"), 37.7)
-    summary = {
-        "results": {"bbox": {**box, **{f"AP-class {i}": 37.7 for i in range(80)}}},
-        "median_seconds_per_iteration": 0.5,
-        "iterations": 22500,
-        "peak_memory_mib": {"process": 4000, "allocated": 9000},
-        "commit": "0" * 12,
-        "versions": {},
-        "hardware": {"cpu": "", "gpus": ["pretended"]},
-    }
+    summary = Summary(
+        results={"bbox": {**box, **{f"AP-class {i}": 37.7 for i in range(80)}}},
+        median_seconds_per_iteration=0.5,
+        iterations=22500,
+        peak_memory_mib={"process": 4000, "allocated": 9000},
+        commit="0" * 12,
+        hardware=Hardware(cpu="", gpus=["pretended"]),
+    )
+    progress = Progress(
+        token="t",
+        state="finished",
+        iteration=22500,
+        max_iteration=22500,
+        attempts=[AttemptSpan()],
+        seconds_per_iteration=0.5,
+        peak_memory_mib={"allocated": 9000},
+    )
     for number, each in enumerate(resolved):
         folder = records.run_folder(each.id)
-        write_json(folder / "summary.json", summary, durable=False)
-        state = {
-            "token": "t",
-            "state": "finished",
-            "iteration": 22500,
-            "max_iteration": 22500,
-            "evaluations": [[7500 * i, 30.0 + i + number % 7] for i in (1, 2, 3)],
-            "attempts": [{}],
-            "seconds_per_iteration": 0.5,
-            "peak_memory_mib": {"allocated": 9000},
-        }
-        write_json(folder / "state.json", state, durable=False)
+        write_record(folder / "summary.json", summary, durable=False)
+        write_record(folder / "state.json", progress, durable=False)
+        course = [{"iteration": 7500 * i - 1, "bbox/AP": 30.0 + i + number % 7} for i in (1, 2, 3)]
+        lines = "".join(json.dumps(record) + "\n" for record in course)
+        (folder / "metrics.json").write_text(lines)
 
 
 def clock(*words: str) -> float:

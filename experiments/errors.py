@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from yolof_d2.errors import UserError
 
-class ExperimentError(Exception):
-    """Something the user can mend; the message says what was got, what was expected, what to do."""
+
+class ExperimentError(UserError):
+    """An error of a sweep, a cluster or its runs: what was got, what was expected, what to do."""
 
 
 class FileError(ExperimentError):

@@ -1,15 +1,15 @@
-"""Cancelling runs: always asked for by the user, never a consequence of something else."""
+"""Cancel runs: always asked for by the user, never a consequence of something else."""
 
 from __future__ import annotations
 
-import os
-import signal
+from collections import defaultdict
 from collections.abc import Sequence
 
 from experiments.store.ledger import Ledger
 
-from .backends.slurm_commands import cancel_jobs
-from .observe import ACTIVE, observe
+from .backends import BACKENDS
+from .observe import observe
+from .state import ACTIVE
 
 
 def cancel_runs(ledger: Ledger, identities: Sequence[str]) -> list[str]:
@@ -19,17 +19,18 @@ def cancel_runs(ledger: Ledger, identities: Sequence[str]) -> list[str]:
         The runs whose jobs were told to end.
 
     Raises:
-        ExperimentError: SLURM refuses, or does not answer.
+        ExperimentError: the cluster refuses, or does not answer.
     """
     with ledger.lock():
         seen, _ = observe(ledger, identities)
         active = [each for each in identities if seen[each].state in ACTIVE and seen[each].job_id]
-        cancel_jobs([str(seen[e].job_id) for e in active if seen[e].executor == "slurm"])
+        jobs: dict[str, list[str]] = defaultdict(list)
         for identity in active:
-            if seen[identity].executor == "slurm":
-                continue
-            claim = ledger.read_claim(identity) or {}
-            record = ledger.read_submission(claim["token"]) or {}
-            ledger.write_submission({**record, "cancelled": True})
-            os.kill(int(seen[identity].job_id or 0), signal.SIGTERM)
+            claim = ledger.read_claim(identity)
+            if claim is not None:
+                jobs[claim.token].append(str(seen[identity].job_id))
+        for token, job_ids in jobs.items():
+            submission = ledger.read_submission(token)
+            if submission is not None:
+                BACKENDS[submission.executor].cancel(ledger, submission, job_ids)
     return active

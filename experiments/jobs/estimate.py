@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from experiments.spec.cluster import Cluster
+from experiments.store.records import Progress
 
 OVERHEAD = 1.15
 """Evaluation, checkpoints and data on top of the iterations, as a share of their time."""
@@ -47,15 +47,14 @@ class TimePlan:
     sentence: str
 
 
-def estimate_iteration(given: float | None, progresses: Iterable[dict[str, Any]]) -> Estimate:
+def estimate_iteration(given: float | None, progresses: Iterable[Progress]) -> Estimate:
     """Seconds per iteration of a sweep: measured on its own runs, else as its file says.
 
     Args:
         given: ``resources.seconds_per_iteration``.
-        progresses: ``state.json`` of its runs.
+        progresses: of its runs.
     """
-    measured = [state["seconds_per_iteration"] for state in progresses
-                if state.get("seconds_per_iteration")]  # fmt: skip
+    measured = [p.seconds_per_iteration for p in progresses if p.seconds_per_iteration]
     if measured:
         return Estimate(max(measured), f"slowest of {len(measured)} measured runs of this sweep")
     if given is not None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from experiments.store.ledger import Ledger
+from experiments.store.records import Claim, Submission
 
 
 def log_files(ledger: Ledger, identity: str, *, job: bool) -> list[Path]:
-    """Log files of a run that exist.
+    """List the log files of a run that exist.
 
     Args:
         ledger: of the runs.
@@ -21,22 +21,21 @@ def log_files(ledger: Ledger, identity: str, *, job: bool) -> list[Path]:
     claim = ledger.read_claim(identity)
     own = [ledger.run_folder(identity) / "log.txt"]
     printed: list[Path] = []
-    if claim is not None:
-        printed = job_files(ledger, claim, ledger.read_submission(claim["token"]) or {})
+    if claim is not None and (submission := ledger.read_submission(claim.token)) is not None:
+        printed = job_files(ledger, claim, submission)
     found = [path for path in (printed if job else own) if path.is_file()]
     # Before Detectron2 has a log, what the job printed is all there is.
     return found or [path for path in printed if path.is_file()]
 
 
-def job_files(ledger: Ledger, claim: dict[str, Any], submission: dict[str, Any]) -> list[Path]:
-    """What the job of a run printed: a file for each rank, of stdout and of stderr."""
-    folder = ledger.submission_folder(claim["token"]) / "jobs"
-    task = f"_{claim['index']}" if len(submission.get("runs", ())) > 1 else ""
-    return sorted(folder.glob(f"{submission.get('job_id')}{task}_[0-9]*_log.*"))
+def job_files(ledger: Ledger, claim: Claim, submission: Submission) -> list[Path]:
+    """List what the job of a run printed: a file for each rank, of stdout and of stderr."""
+    folder = ledger.submission_folder(claim.token) / "jobs"
+    return sorted(folder.glob(f"{submission.task_id(claim.index)}_[0-9]*_log.*"))
 
 
 def last_error_line(files: Iterable[Path]) -> str:
-    """The last line about an error, of jobs that left no other word; else the last line."""
+    """Return the last line about an error that a job printed to stderr; else its last line."""
     for path in files:
         if path.suffix != ".err":
             continue
@@ -51,7 +50,7 @@ def last_error_line(files: Iterable[Path]) -> str:
 
 
 def tail(path: Path, lines: int) -> str:
-    """The last lines of a file."""
+    """Return the last lines of a file."""
     with path.open("rb") as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - 400 * lines))
         text = file.read().decode(errors="replace")

@@ -15,8 +15,10 @@ from experiments.spec.resolve import ResolvedRun
 from experiments.spec.sweep import LoadedSweep
 from experiments.store.ledger import Ledger
 
+from .backends import BACKENDS
 from .estimate import estimate_iteration, plan_time, run_seconds
-from .observe import State, observe
+from .observe import observe
+from .state import State
 
 _ROWS = 60
 
@@ -28,7 +30,7 @@ def render_plan(
     cluster_name: str,
     cluster: Cluster,
 ) -> str:
-    """The runs of a sweep, which of them exist, and the arithmetic of the rest."""
+    """Describe the runs of a sweep: which of them exist, and what the rest would cost."""
     seen, remark = observe(ledger, [each.id for each in resolved])
     missing = [each for each in resolved if seen[each.id].state is State.MISSING]
     counts = Counter(seen[each.id].state for each in resolved)
@@ -52,7 +54,7 @@ def render_plan(
         lines.append(
             f"To submit: {len(missing)} on {cluster_name}, {cluster.max_parallel} at a time"
         )
-        if cluster.executor == "slurm":
+        if BACKENDS[cluster.executor].queues:
             plan = plan_time(cluster, estimate, max(each.iterations for each in missing))
             lines.append(plan.sentence[0].upper() + plan.sentence[1:])
         durations = [run_seconds(estimate, each.iterations) or 0.0 for each in missing]
@@ -82,7 +84,7 @@ def _table(loaded: LoadedSweep, resolved: Sequence[ResolvedRun], states: dict[st
                 "run": each.run.name,
                 "id": each.id,
                 "state": states[each.id].value,
-                "differs from the baseline in": _difference(base.config, each.config)
+                "differs from the baseline in": _difference(base.config.root, each.config.root)
                 if each.run.row != loaded.baseline
                 else "(baseline)",
             }

@@ -18,9 +18,17 @@ import torch.distributed as dist
 from detectron2.utils import comm
 
 from experiments.errors import ExperimentError
-from experiments.store.files import read_json, write_json
+from experiments.store.files import read_record, write_record
+from experiments.store.records import Record
 
 _PATIENCE = timedelta(minutes=10)  # until the last rank of a job must have started
+
+
+class MeetingPoint(Record):
+    """Where rank 0 waits for the others."""
+
+    host: str
+    port: int
 
 
 def init_process_group(
@@ -66,10 +74,10 @@ def _meet(file: Path, failure: Path, rank: int, ranks: int) -> dist.TCPStore:
         host = socket.gethostname()
         # Port 0: the system gives one that is free, and it is never free again in between.
         store = dist.TCPStore(host, 0, ranks, is_master=True, wait_for_workers=False)
-        write_json(file, {"host": host, "port": store.port})
+        write_record(file, MeetingPoint(host=host, port=store.port))
         return store
     deadline = time.monotonic() + _PATIENCE.total_seconds()
-    while (address := read_json(file)) is None:
+    while (address := read_record(file, MeetingPoint)) is None:
         if failure.exists() or time.monotonic() > deadline:
             raise ExperimentError(
                 f"rank 0 did not leave its address in {file}: it failed (its own word is then "
@@ -77,9 +85,7 @@ def _meet(file: Path, failure: Path, rank: int, ranks: int) -> dist.TCPStore:
             )
         time.sleep(0.2)
         os.listdir(file.parent)  # network file systems remember that a file was absent
-    return dist.TCPStore(
-        address["host"], address["port"], ranks, is_master=False, timeout=_PATIENCE
-    )
+    return dist.TCPStore(address.host, address.port, ranks, is_master=False, timeout=_PATIENCE)
 
 
 def leave_process_group() -> None:

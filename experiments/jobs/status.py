@@ -5,15 +5,16 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 from tabulate import tabulate
 
 from experiments.store.files import seconds
 from experiments.store.ledger import Ledger
+from experiments.store.records import SweepRun
 
 from .estimate import format_duration
-from .observe import Observation, State, observe
+from .observe import observe
+from .state import Observation, State
 
 
 def status_table(ledger: Ledger, name: str) -> str:
@@ -23,35 +24,34 @@ def status_table(ledger: Ledger, name: str) -> str:
         ExperimentError: nothing of it was submitted.
     """
     sweep = ledger.read_sweep(name)
-    runs = sweep["runs"]
-    seen, remark = observe(ledger, [run["id"] for run in runs])
-    rows = [_row(run, seen[run["id"]]) for run in runs]
-    counts = Counter(seen[run["id"]].state for run in runs)
+    runs = sweep.runs
+    seen, remark = observe(ledger, [run.id for run in runs])
+    rows = [_row(run, seen[run.id]) for run in runs]
+    counts = Counter(seen[run.id].state for run in runs)
     summary = ", ".join(f"{counts[state]} {state.value}" for state in State if counts[state])
     table = tabulate(_without_empty(rows), headers="keys", tablefmt="simple", disable_numparse=True)
     lines = [f"{name}: {summary}  ({ledger.root})", "", table]
     return "\n".join([*lines, *(["", remark] if remark else [])])
 
 
-def _row(run: dict[str, Any], seen: Observation) -> dict[str, str]:
+def _row(run: SweepRun, seen: Observation) -> dict[str, str]:
     progress = seen.progress
-    points = progress.get("evaluations") or []
-    memory = progress.get("peak_memory_mib") or {}
+    points, memory = progress.evaluations, progress.peak_memory_mib
+    mib = memory.get("allocated", memory.get("process"))
     running = seen.state is State.RUNNING
-    iterations = progress.get("max_iteration", run["iterations"])
-    attempts = len(progress.get("attempts", []))
+    iterations = progress.max_iteration or run.iterations
     return {
-        "run": run["name"],
-        "id": run["id"],
+        "run": run.name,
+        "id": run.id,
         "state": seen.state.value,
-        "iteration": f"{progress['iteration']}/{iterations}" if "iteration" in progress else "",
-        "ETA": format_duration(progress.get("eta_seconds")) if running else "",
+        "iteration": "" if progress.iteration is None else f"{progress.iteration}/{iterations}",
+        "ETA": format_duration(progress.eta_seconds) if running else "",
         "AP": "" if not points or points[-1][1] is None else f"{points[-1][1]:.1f}",
-        "MiB": str(memory.get("allocated", memory.get("process", ""))),
-        "starts": str(attempts or ""),
+        "MiB": f"{mib:.0f}" if mib is not None else "",
+        "starts": str(len(progress.attempts) or ""),
         "job": seen.job_id or "",
         "node": seen.nodes,
-        "updated": _age(progress.get("updated")) if running else "",
+        "updated": _age(progress.updated) if running else "",
         "why": seen.reason,
     }
 

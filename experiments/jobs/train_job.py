@@ -29,5 +29,5 @@ class TrainJob(Checkpointable):
         return run_rank(self.root, self.identity, self.token)
 
     def checkpoint(self) -> DelayedSubmission:
-        """What submitit requeues; called after the run has saved."""
+        """Return what submitit requeues; called after the run has saved."""
         return DelayedSubmission(self)

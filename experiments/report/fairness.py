@@ -6,17 +6,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from experiments.errors import RecordError
 from experiments.spec.identity import EXCLUDED_KEYS
+from experiments.store.records import ResolvedConfig, RunRecord
 
 from .outcomes import Outcome, Row
-
-_NODES = {
-    "YOLOF": "YOLOF",
-    "RetinaNet": "RETINANET",
-    "RetinaNetPlus": "RETINANET",
-    "FCOS": "FCOS",
-}
-"""Meta-architecture -> the node under ``MODEL`` that it reads, and the others do not."""
 
 _OWN = "<model>"  # stands for a row's node, so that keys of the same name are one knob
 _IGNORED = (*EXCLUDED_KEYS, "SEED")
@@ -55,15 +49,23 @@ def _group(
 
 
 def _images_seen(outcome: Outcome) -> str:
-    solver = outcome.record["config"]["SOLVER"]
-    return f"{solver['MAX_ITER'] * solver['IMS_PER_BATCH']:,}"
+    config = _config(outcome)
+    return f"{config['SOLVER.MAX_ITER'] * config['SOLVER.IMS_PER_BATCH']:,}"
+
+
+def _config(outcome: Outcome) -> ResolvedConfig:
+    """Config of a run with results, which has a record."""
+    if outcome.record is None:
+        raise RecordError(f"run {outcome.name} has results, but no run.json")
+    return outcome.record.config
 
 
 def _group_data(outcomes: Sequence[Outcome], split: str) -> dict[str, list[Outcome]]:
     """Group by what the data sets hold where that was recorded, else by their names."""
 
     def hashes(outcome: Outcome) -> list[str | None]:
-        return [outcome.data.get(name, {}).get("sha256") for name in _data_names(outcome, split)]
+        found = (outcome.data.get(name) for name in _data_names(outcome, split))
+        return [None if each is None else each.sha256 for each in found]
 
     recorded = [outcome for outcome in outcomes if None not in hashes(outcome)]
     groups = _group(recorded, lambda outcome: str(hashes(outcome)))
@@ -75,12 +77,12 @@ def _group_data(outcomes: Sequence[Outcome], split: str) -> dict[str, list[Outco
 
 
 def _data_names(outcome: Outcome, split: str) -> list[str]:
-    return outcome.record["config"]["DATASETS"][split]
+    return list(_config(outcome)[f"DATASETS.{split}"])
 
 
 def describe_data(outcome: Outcome, split: str) -> str:
     """The data sets of a split, with the hash of their annotations where it was recorded."""
-    hashes = {name: entry["sha256"][:8] for name, entry in outcome.data.items()}
+    hashes = {name: entry.sha256[:8] for name, entry in outcome.data.items()}
     return " + ".join(
         f"{name} (sha256 {hashes[name]})" if name in hashes else name
         for name in _data_names(outcome, split)
@@ -118,12 +120,13 @@ def unequal_knobs(rows: Sequence[Row]) -> tuple[list[Knob], list[Knob]]:
         The keys with different values, those that the sweep asks about first; and the keys that
         only some of the models read, with one value that is not the default.
     """
-    records = {row.name: row.record for row in rows if row.record}
-    nodes = {row: _own_node(record) for row, record in records.items()}
-    if None in nodes.values():  # a model of a plug-in, which may read any node
+    records = {row.name: row.record for row in rows if row.record is not None}
+    nodes = {row: record.model_node for row, record in records.items()}
+    if None in nodes.values():  # a detector of no known family, which may read any node
         nodes = dict.fromkeys(nodes)
-    overridden = {key for record in records.values() for key in record["overrides"]}
-    views = {row: _read_keys(record["config"], nodes[row]) for row, record in records.items()}
+    overridden = {key for record in records.values() for key in record.overrides}
+    models = set(nodes.values())
+    views = {row: _view(records[row].config.root, nodes[row], models) for row in records}
 
     different, partial = [], []
     for key, values in _differing(views, len(views)):
@@ -139,22 +142,18 @@ def unequal_knobs(rows: Sequence[Row]) -> tuple[list[Knob], list[Knob]]:
             different.append(knob)
         elif not _is_default(names, values, records):
             partial.append(knob)
-    files = {row: record["config_file"] for row, record in records.items()}
+    files = {row: record.config_file for row, record in records.items()}
     if len(set(files.values())) > 1:
         different.append(Knob("config file", files, asked=True))
     return sorted(different, key=lambda knob: not knob.asked), partial
 
 
-def _own_node(record: dict[str, Any]) -> str | None:
-    return _NODES.get(record["config"]["MODEL"]["META_ARCHITECTURE"])
-
-
-def _read_keys(config: dict[str, Any], node: str | None) -> dict[str, Any]:
-    """A config without what its model does not read, and its model's own keys by themselves."""
+def _view(config: dict[str, Any], node: str | None, models: set[str | None]) -> dict[str, Any]:
+    """A config without the nodes of other models, and its own model's node by itself."""
     if node is None:
         return config
-    kept = {name: v for name, v in config["MODEL"].items() if name not in _NODES.values()}
-    return {**config, "MODEL": kept, _OWN: config["MODEL"][node]}
+    kept = {name: value for name, value in config["MODEL"].items() if name not in models}
+    return {**config, "MODEL": kept, _OWN: config["MODEL"].get(node, {})}
 
 
 def _differing(
@@ -182,7 +181,7 @@ def _matches(key: str, nodes: Iterable[str]) -> bool:
 
 
 def _is_default(
-    names: dict[str, str], values: dict[str, Any], records: dict[str, dict[str, Any]]
+    names: dict[str, str], values: dict[str, Any], records: dict[str, RunRecord]
 ) -> bool:
     """Whether a key has the value that it has for models that do not read it.
 
@@ -191,10 +190,7 @@ def _is_default(
     name, value = next(iter(names.values())), next(iter(values.values()))
     for row, record in records.items():
         if row not in names:
-            tree: Any = record["config"]
-            for part in name.split("."):
-                tree = tree.get(part) if isinstance(tree, dict) else None
-            return bool(tree == value)
+            return bool(record.config.get(name) == value)
     return False
 
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 
 from experiments.errors import ExperimentError
-from experiments.jobs.observe import State
+from experiments.jobs.state import State
 
 from .outcomes import Comparison, Outcome, Row, median
 from .spreadsheet import ERRORS, SIZES
@@ -99,7 +99,7 @@ def draw_plots(comparison: Comparison, folder: Path) -> dict[str, Path]:
                     figure.set_layout_engine("none")  # stays as it is; to find it takes long
                     figure.savefig(plots / f"{name}.svg", transparent=True, metadata={"Date": None})
             sweep = comparison.sweep
-            overview = _draw_overview(scene, f"{sweep['sweep']}: {sweep['question']}")
+            overview = _draw_overview(scene, f"{sweep.sweep}: {sweep.question}")
             if overview is not None:
                 drawn["overview"] = folder / "report.png"
                 overview.savefig(drawn["overview"], dpi=120)
@@ -113,7 +113,7 @@ def draw_plots(comparison: Comparison, folder: Path) -> dict[str, Path]:
 
 def _set_scene(rows: Sequence[Row], baseline: str) -> _Scene:
     def rank(row: Row) -> tuple[bool, float]:
-        found = average(list(row.by_seed(*_AP).values()))
+        found = average(list(row.by_seed(_AP).values()))
         return row.name != baseline, -found.mean if found else 1.0
 
     best = {row.name for row in sorted(rows, key=rank)[:MAX_ROWS]}
@@ -121,7 +121,7 @@ def _set_scene(rows: Sequence[Row], baseline: str) -> _Scene:
     styles = itertools.product(_MARKERS, _COLORS)
     looks = {}
     for row in shown:
-        cells = row.outcomes[0].run["cells"]
+        cells = row.outcomes[0].run.cells
         parts = [row.name] if "run" in cells else [f"{axis}={cell}" for axis, cell in cells.items()]
         if row.name == baseline:
             parts[-1] += " (baseline)"
@@ -138,11 +138,11 @@ def _size(texts: Sequence[str]) -> tuple[float, float]:
     return width, len(lines) * (max(map(len, lines)) * _LINE_HEIGHT + 0.08)
 
 
-def _over_seeds(*path: str) -> _Reader:
-    return lambda row: average(list(row.by_seed(*path).values()))
+def _over_seeds(path: str) -> _Reader:
+    return lambda row: average(list(row.by_seed(path).values()))
 
 
-_AP = ("results", "bbox", "AP")
+_AP = "results.bbox.AP"
 
 
 def _draw_sizes(scene: _Scene) -> Figure | None:
@@ -150,19 +150,19 @@ def _draw_sizes(scene: _Scene) -> Figure | None:
 
 
 def _draw_errors(scene: _Scene) -> Figure | None:
-    panels = {name: _over_seeds("results", "errors", name) for name in ERRORS}
+    panels = {name: _over_seeds(f"results.errors.{name}") for name in ERRORS}
     return _draw_bars(scene, panels, "AP50 points that mending all errors of a kind would bring")
 
 
 def _draw_positives(scene: _Scene) -> Figure | None:
     panels = {
-        f"{size.strip('_') or 'all'} objects": _over_seeds("matching", f"positives_per_gt{size}")
+        f"{size.strip('_') or 'all'} objects": _over_seeds(f"matching.positives_per_gt{size}")
         for size in SIZES
     }
     return _draw_bars(scene, panels, "Positive anchors of an object (mean over training)")
 
 
-_BY_SIZE = {name: _over_seeds("results", "bbox", name) for name in ("AP", "APs", "APm", "APl")}
+_BY_SIZE = {name: _over_seeds(f"results.bbox.{name}") for name in ("AP", "APs", "APm", "APl")}
 
 
 def _draw_bars(scene: _Scene, panels: dict[str, _Reader], title: str) -> Figure | None:
@@ -238,7 +238,7 @@ def _draw_curves(scene: _Scene) -> Figure | None:
 
 
 def _curve(outcome: Outcome) -> list[tuple[int, float]]:
-    points = outcome.seen.progress.get("evaluations", [])
+    points = outcome.seen.progress.evaluations
     return [(iteration, ap) for iteration, ap in points if ap is not None]
 
 
@@ -299,7 +299,7 @@ def _draw_speed(scene: _Scene) -> Figure | None:
         {
             "training (images/s)": lambda outcome: outcome.figure("images_per_second"),
             "evaluation, the model alone (images/s)": lambda outcome: outcome.figure(
-                "evaluation", "images_per_second"
+                "evaluation.images_per_second"
             ),
         },
     )
@@ -309,7 +309,7 @@ def _draw_trade_off(
     scene: _Scene, panels: dict[str, Callable[[Outcome], float | None]]
 ) -> Figure | None:
     """A panel for each cost, and in it AP over that cost, a point for each row."""
-    quality = _read_panels(scene, {"AP": _over_seeds(*_AP)}).get("AP", {})
+    quality = _read_panels(scene, {"AP": _over_seeds(_AP)}).get("AP", {})
     costs = {
         name: {
             row.name: cost

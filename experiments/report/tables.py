@@ -63,7 +63,7 @@ def compose(
         drawn: name -> picture, in the folder ``plots``; None where none was wanted.
         remark: what could not be found out.
     """
-    blocks: list[Block] = [Text(comparison.sweep["question"])]
+    blocks: list[Block] = [Text(comparison.sweep.question)]
     if mixes:
         blocks += [
             Text("These runs were not trained and evaluated alike:", warning=True),
@@ -80,17 +80,17 @@ def compose(
     blocks += [Heading("Runs"), *_runs(comparison)]
     if remark:
         blocks.append(Text(remark))
-    return Document(comparison.sweep["sweep"], blocks)
+    return Document(comparison.sweep.sweep, blocks)
 
 
 def results_table(comparison: Comparison) -> Table:
     """The table of AP and cost, a line for each row."""
-    base = comparison.baseline.by_seed("results", "bbox", "AP")
+    base = comparison.baseline.by_seed("results.bbox.AP")
 
     def versus(row: Row) -> str:
         if row is comparison.baseline:
             return "baseline"
-        found = paired_difference(row.by_seed("results", "bbox", "AP"), base)
+        found = paired_difference(row.by_seed("results.bbox.AP"), base)
         if found is None:
             return _NONE
         interval = ""
@@ -106,14 +106,14 @@ def results_table(comparison: Comparison) -> Table:
     return _table(
         comparison,
         {
-            **{name: partial(_mean, ("results", "bbox", name)) for name in METRICS},
+            **{name: partial(_mean, f"results.bbox.{name}") for name in METRICS},
             "vs baseline": versus,
             "images/s": partial(cost, "{:.1f}", lambda run: run.figure("images_per_second")),
             "s/iter": partial(
                 cost, "{:.3f}", lambda run: run.figure("median_seconds_per_iteration")
             ),
             "MiB": partial(cost, "{:.0f}", lambda run: run.memory),
-            "eval s": partial(cost, "{:.1f}", lambda run: run.figure("evaluation", "seconds")),
+            "eval s": partial(cost, "{:.1f}", lambda run: run.figure("evaluation.seconds")),
             "runs": _states,
         },
     )
@@ -121,28 +121,28 @@ def results_table(comparison: Comparison) -> Table:
 
 def _errors(comparison: Comparison) -> list[Block]:
     def cell(name: str, row: Row) -> str:
-        own = row.by_seed("results", "errors", name)
+        own = row.by_seed(f"results.errors.{name}")
         if not own or row is comparison.baseline:
-            return _mean(("results", "errors", name), row)
-        base = comparison.baseline.by_seed("results", "errors", name)
+            return _mean(f"results.errors.{name}", row)
+        base = comparison.baseline.by_seed(f"results.errors.{name}")
         difference = paired_difference(own, base)
         less = "" if difference is None else f" ({difference.mean:+.1f})"
-        return _mean(("results", "errors", name), row) + less
+        return _mean(f"results.errors.{name}", row) + less
 
-    if not any(run.figure("results", "errors") for run in comparison.outcomes):
+    if not any(run.figure("results.errors") for run in comparison.outcomes):
         return [Text("No run has measured its error types (see `docs/measurements.md`).")]
     return [_table(comparison, {name: partial(cell, name) for name in ERRORS}), Text(_ERRORS)]
 
 
 def _matching(comparison: Comparison) -> list[Block]:
     def percent(name: str, row: Row) -> str:
-        found = average(list(row.by_seed("matching", f"{name}_anchor_share").values()))
+        found = average(list(row.by_seed(f"matching.{name}_anchor_share").values()))
         return _NONE if found is None else f"{100 * found.mean:.2f}"
 
     if not any(run.figure("matching") for run in comparison.outcomes):
         return [Text("No run has measured its matches (see `docs/measurements.md`).")]
     columns: dict[str, Callable[[Row], str]] = {
-        size.strip("_") or "all": partial(_mean, ("matching", f"positives_per_gt{size}"))
+        size.strip("_") or "all": partial(_mean, f"matching.positives_per_gt{size}")
         for size in SIZES
     }
     columns |= {f"{name} %": partial(percent, name) for name in SHARES}
@@ -212,12 +212,12 @@ def _runs(comparison: Comparison) -> list[Block]:
         )
 
     def hardware(run: Outcome) -> str:
-        gpus = Counter(run.figure("hardware", "gpus") or [])
-        return ", ".join(f"{n} x {gpu}" for gpu, n in gpus.items()) or run.figure("hardware", "cpu")
+        gpus = Counter(run.figure("hardware.gpus") or [])
+        return ", ".join(f"{n} x {gpu}" for gpu, n in gpus.items()) or run.figure("hardware.cpu")
 
     missing = [run.name for run in runs if not run.summary]
     restarted = [f"{run.name} {_count_starts(run)}" for run in runs if run.starts > 1]
-    ranks = comparison.sweep["ranks"]
+    ranks = comparison.sweep.ranks
     items = [
         f"{len(done)} of {len(runs)} runs have results"
         + (f"; without: {_shorten(missing)}" if missing else ""),
@@ -226,13 +226,13 @@ def _runs(comparison: Comparison) -> list[Block]:
         f"Hardware: {values(hardware)}; {ranks} rank{'s' if ranks > 1 else ''} a run",
         f"Evaluated on: {values(lambda run: describe_data(run, 'TEST'))}",
         f"Trained on: {values(lambda run: describe_data(run, 'TRAIN'))}",
-        f"Seeds: {', '.join(map(str, sorted({run.run['seed'] for run in runs})))}",
+        f"Seeds: {', '.join(map(str, sorted({run.run.seed for run in runs})))}",
     ]
     if restarted:
         items.append(f"Started more than once: {_shorten(restarted)}")
     if done and (command := done[0].figure("command")):
         items.append(f"{done[0].name} without a sweep: `{command}`; the others: `report.csv`")
-    items.append(f"Written {now()} by `python -m experiments report {comparison.sweep['sweep']}`")
+    items.append(f"Written {now()} by `python -m experiments report {comparison.sweep.sweep}`")
     if len(runs) > _LISTED_RUNS:
         return [Text(f"More than {_LISTED_RUNS}: `report.csv` lists them."), Items(items)]
     columns = ["run", "hash of the config", "state", "starts", "requeues", "started", "AP"]
@@ -241,9 +241,9 @@ def _runs(comparison: Comparison) -> list[Block]:
 
 def _line(run: Outcome) -> list[str]:
     state = ": ".join(filter(None, [run.seen.state.value, run.seen.reason]))
-    ap = run.figure("results", "bbox", "AP")
+    ap = run.figure("results.bbox.AP")
     return [
-        run.name, f"`{run.run['id']}`", state, str(run.starts), str(run.requeues),
+        run.name, f"`{run.run.id}`", state, str(run.starts), str(run.requeues),
         run.figure("started") or _NONE, _NONE if ap is None else f"{ap:.2f}",
     ]  # fmt: skip
 
@@ -279,7 +279,7 @@ def _pictures(drawn: Mapping[str, Path], *names: str) -> list[Block]:
 
 def _table(comparison: Comparison, columns: Mapping[str, Callable[[Row], str]]) -> Table:
     """A line for each row, which begins with what the row is."""
-    cells = [row.outcomes[0].run["cells"] for row in comparison.rows]
+    cells = [row.outcomes[0].run.cells for row in comparison.rows]
     axes = ["run"] if any("run" in each for each in cells) else list(cells[0])
     lines = []
     for row, own in zip(comparison.rows, cells, strict=True):
@@ -289,8 +289,8 @@ def _table(comparison: Comparison, columns: Mapping[str, Callable[[Row], str]]) 
     return Table([*axes, *columns], lines, labels=len(axes), marked=marked)
 
 
-def _mean(path: tuple[str, ...], row: Row) -> str:
-    found = average(list(row.by_seed(*path).values()))
+def _mean(path: str, row: Row) -> str:
+    found = average(list(row.by_seed(path).values()))
     if found is None:
         return _NONE
     text = f"{found.mean:.1f}"
@@ -307,7 +307,7 @@ def _states(row: Row) -> str:
     seeds: dict[str, list[str]] = {}
     for run in row.outcomes:
         if not run.summary:
-            seeds.setdefault(run.seen.state.value, []).append(str(run.run["seed"]))
+            seeds.setdefault(run.seen.state.value, []).append(str(run.run.seed))
     if not seeds:
         return f"{len(row.outcomes)} seeds"
     others = ", ".join(

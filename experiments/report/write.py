@@ -57,7 +57,7 @@ def write_report(
     contents = {
         "report.md": text,
         "report.csv": to_csv(outcomes),
-        "report.tex": to_latex(table, caption=sweep["question"], label=name),
+        "report.tex": to_latex(table, caption=sweep.question, label=name),
         "report.html": to_html(document, folder),
     }
     for file, content in contents.items():

@@ -11,64 +11,39 @@ import logging
 import multiprocessing
 import os
 import sys
-from typing import Any
 
 import torch
 import yaml
 from detectron2.config import CfgNode
 
-from yolof_d2.config import build_cfg
+from experiments.store.records import ResolvedConfig
+from yolof_d2.config import build_cfg, num_classes_node
 from yolof_d2.data import resolve_datasets
 from yolof_d2.data.datasets import find_data_path
-from yolof_d2.errors import DataError, UserError
-from yolof_d2.tools.model_zoo import build_meta_model
+from yolof_d2.engine import Launch, preflight
+from yolof_d2.errors import UserError
+
+from .resolve import ConfigAnswer, ConfigRequest, ConfigTask
 
 _MANY = 40  # requests that make a second process worth its start
 
-_built: dict[str, str] = {}  # what decides whether a model can be built -> why it cannot
 
-
-def resolve(request: dict[str, Any]) -> dict[str, Any]:
-    """Resolve one config and build its model without memory.
-
-    Args:
-        request: ``config`` file, ``overrides`` as a flat list of keys and values, and ``ranks``.
-
-    Returns:
-        ``config``: all keys with their values, nested; ``files``: what it was made from;
-        or ``error``, and ``data_missing`` where data is what is missing.
-    """
+def resolve(request: ConfigRequest) -> ConfigAnswer:
+    """Resolve one config and check that it can be run."""
     try:
-        cfg = build_cfg(request["config"], request["overrides"])
+        cfg = build_cfg(request.config, request.overrides)
         resolve_datasets(cfg)
-        if cfg.SOLVER.IMS_PER_BATCH % request["ranks"]:
-            return {
-                "error": f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which "
-                f"{request['ranks']} ranks cannot share evenly; choose a multiple"
-            }
-        weights = cfg.MODEL.WEIGHTS
-        if weights and "://" not in weights and not os.path.isfile(weights):
-            return {"error": f"MODEL.WEIGHTS: there is no file {weights!r} (from {os.getcwd()})"}
-        why = _why_not_built(cfg)
-        if why:
-            return {"error": f"its model cannot be built: {why}"}
-    except DataError as error:
-        return {"error": str(error), "data_missing": True}
+        preflight(cfg, Launch(ranks=request.ranks, here=False))
     except UserError as error:
-        return {"error": str(error)}
-    files = [*_config_files(request["config"]), *_plugin_files(cfg), *_data_files(cfg)]
-    return {"config": cfg, "files": sorted(set(files))}
-
-
-def _why_not_built(cfg: CfgNode) -> str:
-    key = json.dumps([cfg.MODEL, cfg.INPUT, cfg.PLUGINS])
-    if key not in _built:
-        try:
-            build_meta_model(cfg)
-            _built[key] = ""
-        except Exception as error:  # noqa: BLE001  a part, perhaps a user's, may raise anything
-            _built[key] = str(error) or type(error).__name__
-    return _built[key]
+        return ConfigAnswer(error=str(error))
+    except Exception as error:  # noqa: BLE001  a part, perhaps a user's, may raise anything
+        return ConfigAnswer(error=f"its model cannot be built: {error or type(error).__name__}")
+    files = [*_config_files(request.config), *_plugin_files(cfg), *_data_files(cfg)]
+    return ConfigAnswer(
+        config=ResolvedConfig(cfg),
+        model_node=num_classes_node(cfg),
+        files=dict.fromkeys(sorted(set(files)), ""),
+    )
 
 
 def _config_files(path: str) -> list[str]:
@@ -104,8 +79,8 @@ def _data_files(cfg: CfgNode) -> list[str]:
 
 def main() -> int:
     """Answer the requests on standard input; returns the exit status."""
-    task = json.load(sys.stdin)
-    requests = task["requests"]
+    task = ConfigTask.model_validate_json(sys.stdin.read())
+    requests = task.requests
     logging.getLogger("yolof_d2").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     workers = min(os.cpu_count() or 1, 8, len(requests) // _MANY)
@@ -115,8 +90,8 @@ def main() -> int:
             answers = pool.map(resolve, requests, chunksize=-(-len(requests) // workers))
     else:
         answers = [resolve(request) for request in requests]
-    with open(task["output"], "w") as file:
-        json.dump(answers, file)
+    with open(task.output, "w") as file:
+        json.dump([answer.model_dump() for answer in answers], file)
     return 0
 
 

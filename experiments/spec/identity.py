@@ -10,7 +10,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from typing import Any
+
+from experiments.store.records import ResolvedConfig
 
 EXCLUDED_KEYS = (
     "OUTPUT_DIR",  # the run folder
@@ -26,17 +27,17 @@ does change what is drawn. Neither are the paths of data, of which a change may 
 """
 
 
-def run_id(config: dict[str, Any], ranks: int) -> str:
-    """Identify a run by what it computes.
+def run_id(config: ResolvedConfig, ranks: int) -> str:
+    """Return the id of a run, by what it computes.
 
     Args:
-        config: the resolved config, nested.
+        config: the resolved config.
         ranks: number of processes.
 
     Returns:
         12 hexadecimal digits.
     """
-    kept = dict(config)
+    kept = dict(config.root)
     for key in EXCLUDED_KEYS:
         *parents, leaf = key.split(".")
         node = kept

@@ -6,7 +6,6 @@ process of its own (:mod:`experiments.spec.build_configs`), once per distinct co
 
 from __future__ import annotations
 
-import copy
 import functools
 import hashlib
 import json
@@ -20,8 +19,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from experiments.errors import ExperimentError, RecordError
-from experiments.store.files import read_json, write_json
+from experiments.store.files import now, read_record, write_record
+from experiments.store.records import (
+    Record,
+    ResolvedConfig,
+    RunRecord,
+    SweepRecord,
+    SweepRun,
+    WandbNames,
+)
 
 from .identity import run_id
 from .sweep import LoadedSweep, Run
@@ -31,6 +40,37 @@ ROOT = Path(__file__).parents[2]
 _LARGE = 1 << 20  # bytes; larger files are known by size and time, smaller ones by content
 
 
+class ConfigRequest(BaseModel):
+    """What :mod:`experiments.spec.build_configs` is asked: overrides are keys and values, flat."""
+
+    config: str
+    overrides: list[Any]
+    ranks: int
+
+
+class ConfigTask(BaseModel):
+    """What it reads from standard input: the requests, and the file to answer to."""
+
+    requests: list[ConfigRequest]
+    output: str
+
+
+class ConfigAnswer(Record):
+    """What it answers, and what is remembered of it.
+
+    Attributes:
+        config: every key; None if there is an ``error``.
+        model_node: see :class:`~experiments.store.records.RunRecord`.
+        files: what the config was made from -> their stamps, or "".
+        error: why it cannot be resolved, or its model cannot be built.
+    """
+
+    config: ResolvedConfig | None = None
+    model_node: str | None = None
+    files: dict[str, str] = {}
+    error: str = ""
+
+
 @dataclass(frozen=True)
 class ResolvedRun:
     """A run of a sweep with everything its config says.
@@ -38,17 +78,19 @@ class ResolvedRun:
     Attributes:
         id: see :func:`experiments.spec.identity.run_id`.
         run: as the sweep asks for it.
-        config: all keys with their values, nested.
+        config: every key.
+        model_node: see :class:`~experiments.store.records.RunRecord`.
     """
 
     id: str
     run: Run
-    config: dict[str, Any]
+    config: ResolvedConfig
+    model_node: str | None
 
     @property
     def iterations(self) -> int:
         """How long it trains."""
-        return self.config["SOLVER"]["MAX_ITER"]
+        return int(self.config["SOLVER.MAX_ITER"])
 
 
 def resolve_runs(loaded: LoadedSweep, cache: Path) -> list[ResolvedRun]:
@@ -64,37 +106,38 @@ def resolve_runs(loaded: LoadedSweep, cache: Path) -> list[ResolvedRun]:
     """
     ranks = loaded.sweep.resources.ranks
     requests = {_request_key(run, ranks): run for run in loaded.runs}
-    configs = {key: _remembered(cache, key) for key in requests}
-    wanted = [key for key, config in configs.items() if config is None]
+    known = {key: found for key in requests if (found := _remembered(cache, key)) is not None}
+    wanted = [key for key in requests if key not in known]
     if wanted:
         _make_data(loaded)
         answers = _ask([_request(requests[key], ranks) for key in wanted])
         for key, answer in zip(wanted, answers, strict=True):
-            if "error" in answer:
+            if answer.error:
                 run = requests[key]
-                raise loaded.error(f"run {run.row!r} ({run.config}): {answer['error']}", run.line)
-            configs[key] = answer["config"]
-            stamps = {file: _stamp(file) for file in answer["files"]}
-            write_json(_entry(cache, key), {**answer, "files": stamps}, durable=False)
-    return _distinct(loaded, configs, ranks)
+                raise loaded.error(f"run {run.row!r} ({run.config}): {answer.error}", run.line)
+            stamps = {file: _stamp(file) for file in answer.files}
+            known[key] = answer.model_copy(update={"files": stamps})
+            write_record(_entry(cache, key), known[key], durable=False)
+    return _distinct(loaded, known, ranks)
 
 
 def _distinct(
-    loaded: LoadedSweep, configs: dict[str, dict[str, Any] | None], ranks: int
+    loaded: LoadedSweep, answers: dict[str, ConfigAnswer], ranks: int
 ) -> list[ResolvedRun]:
     resolved: dict[str, ResolvedRun] = {}
     for run in loaded.runs:
-        config = copy.copy(configs[_request_key(run, ranks)] or {})
-        config["SEED"] = run.seed
+        answer = answers[_request_key(run, ranks)]
+        values = answer.config.root if answer.config is not None else {}
+        config = ResolvedConfig({**values, "SEED": run.seed})
         identity = run_id(config, ranks)
         if identity in resolved:
             twin = resolved[identity].run
             raise loaded.error(
                 f"run {run.name!r} is the same as {twin.name!r} (line {twin.line}): their resolved "
-                "configs are equal. Remove one of them, or mend the override that has no effect",
+                "configs are equal. Remove one of them, or correct the override that has no effect",
                 run.line,
             )
-        resolved[identity] = ResolvedRun(identity, run, config)
+        resolved[identity] = ResolvedRun(identity, run, config, answer.model_node)
     return list(resolved.values())
 
 
@@ -113,15 +156,15 @@ def _make_data(loaded: LoadedSweep) -> None:
         ) from error
 
 
-def _request(run: Run, ranks: int) -> dict[str, Any]:
+def _request(run: Run, ranks: int) -> ConfigRequest:
     flat = [word for pair in run.overrides.items() for word in pair]
-    return {"config": run.config, "overrides": flat, "ranks": ranks}
+    return ConfigRequest(config=run.config, overrides=flat, ranks=ranks)
 
 
 def _request_key(run: Run, ranks: int) -> str:
     # The same words mean something else in another folder, or with other code.
     place = [os.getcwd(), os.environ.get("DETECTRON2_DATASETS"), _code_stamp()]
-    text = json.dumps([_request(run, ranks), place], sort_keys=True)
+    text = json.dumps([_request(run, ranks).model_dump(), place], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
@@ -129,14 +172,14 @@ def _entry(cache: Path, key: str) -> Path:
     return cache / "resolved" / f"{key}.json"
 
 
-def _remembered(cache: Path, key: str) -> dict[str, Any] | None:
+def _remembered(cache: Path, key: str) -> ConfigAnswer | None:
     try:
-        entry = read_json(_entry(cache, key))
+        entry = read_record(_entry(cache, key), ConfigAnswer)
     except RecordError:  # it can be made again
         return None
-    if entry is None or any(_stamp(file) != stamp for file, stamp in entry["files"].items()):
+    if entry is None or any(_stamp(file) != stamp for file, stamp in entry.files.items()):
         return None
-    return entry["config"]
+    return entry
 
 
 @functools.cache
@@ -164,12 +207,12 @@ def _code_stamp() -> str:
     return digest.hexdigest()
 
 
-def _ask(requests: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _ask(requests: Sequence[ConfigRequest]) -> list[ConfigAnswer]:
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "answers.json")
         done = subprocess.run(
             [sys.executable, "-m", "experiments.spec.build_configs"],
-            input=json.dumps({"requests": list(requests), "output": str(output)}),
+            input=ConfigTask(requests=list(requests), output=str(output)).model_dump_json(),
             env={**os.environ, "PYTHONPATH": _python_path(), "CUDA_VISIBLE_DEVICES": ""},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -180,10 +223,54 @@ def _ask(requests: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 "the configs could not be resolved; what the resolver said last:\n"
                 + done.stdout.strip()[-1500:]
             )
-        return json.loads(output.read_text())
+        return [ConfigAnswer.model_validate(each) for each in json.loads(output.read_text())]
 
 
 def _python_path() -> str:
     """``PYTHONPATH`` with this checkout first, so that it is the code that was asked about."""
     before = os.environ.get("PYTHONPATH")
     return os.pathsep.join([str(ROOT), *([before] if before else [])])
+
+
+def sweep_record(loaded: LoadedSweep, resolved: Sequence[ResolvedRun]) -> SweepRecord:
+    """Make ``sweep.json`` of what a sweep asks for now."""
+    sweep = loaded.sweep
+    return SweepRecord(
+        sweep=loaded.name,
+        file=str(loaded.path),
+        question=sweep.question,
+        baseline=loaded.baseline,
+        tags=sweep.tags,
+        ranks=sweep.resources.ranks,
+        seconds_per_iteration=sweep.resources.seconds_per_iteration,
+        submitted=now(),
+        runs=[
+            SweepRun(
+                id=each.id,
+                name=each.run.name,
+                row=each.run.row,
+                cells=each.run.cells,
+                seed=each.run.seed,
+                iterations=each.iterations,
+            )
+            for each in resolved
+        ],
+    )
+
+
+def run_record(loaded: LoadedSweep, resolved: ResolvedRun) -> RunRecord:
+    """Make ``run.json`` of a run."""
+    run = resolved.run
+    return RunRecord(
+        id=resolved.id,
+        name=run.name,
+        sweep=loaded.name,
+        tags=loaded.sweep.tags,
+        created=now(),
+        ranks=loaded.sweep.resources.ranks,
+        config_file=run.config,
+        overrides=run.overrides,
+        wandb=WandbNames(id=resolved.id, name=run.name, group=loaded.name),
+        config=resolved.config,
+        model_node=resolved.model_node,
+    )

@@ -1,34 +1,40 @@
-"""JSON records that are written whole or not at all, and a lock between processes."""
+"""Records as JSON files, times as they write them, and a lock between processes."""
 
 from __future__ import annotations
 
 import calendar
 import json
-import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from experiments.errors import ExperimentError, RecordError
+from yolof_d2 import files
+
+from .records import Record
 
 FORMAT = 1
 """Version of the records; a reader refuses any other."""
 
+Kind = TypeVar("Kind", bound=BaseModel)
+
 
 def now() -> str:
-    """The time in UTC, as records and tables write it."""
+    """Return the time in UTC, as records and tables write it."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def seconds(stamp: str) -> float:
-    """What :func:`now` gave, as :func:`time.time` would."""
+    """Turn what :func:`now` gave into seconds of :func:`time.time`."""
     return calendar.timegm(time.strptime(stamp, "%Y-%m-%dT%H:%M:%SZ"))
 
 
 def write_text(path: Path, text: str, *, durable: bool = True) -> None:
-    """Write a file through a temporary one beside it, so that readers see the old or the new text.
+    """Replace the content of a file: readers see the old or the new text.
 
     Args:
         path: its folder is made if it is not there.
@@ -39,35 +45,25 @@ def write_text(path: Path, text: str, *, durable: bool = True) -> None:
         ExperimentError: the folder cannot be written, or the disk or quota is full; the old file is
         untouched.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        partial.replace(path)
+        files.write_text(path, text, durable=durable)
     except OSError as error:
-        # What is left of it would take space on the disk that is full.
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
         raise ExperimentError(
             f"cannot write {path}: {error.strerror or error}. Expected a writable folder with "
-            "space left; nothing that was there is lost. Mend it and give the same command again"
+            "space left; nothing that was there is lost. Make room, and give the same command again"
         ) from error
 
 
-def write_json(path: Path, record: dict[str, Any], *, durable: bool = True) -> None:
-    """Write a record with its format; see :func:`write_text`."""
-    write_text(path, json.dumps({"format": FORMAT, **record}, indent=1) + "\n", durable=durable)
+def write_record(path: Path, record: BaseModel, *, durable: bool = True) -> None:
+    """Write a record as JSON; see :func:`write_text`."""
+    write_text(path, json.dumps(record.model_dump(), indent=1) + "\n", durable=durable)
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """Read a record; None where there is no such file.
+def read_record(path: Path, kind: type[Kind]) -> Kind | None:
+    """Read a record; None if there is no such file.
 
     Raises:
-        RecordError: it is not JSON, no object, of another format, or cannot be opened.
+        RecordError: it is not JSON, not of this kind or format, or cannot be opened.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -76,22 +72,27 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, UnicodeDecodeError) as error:
         raise RecordError(f"{path} cannot be read: {error}") from error
     try:
-        record = json.loads(text)
+        values = json.loads(text)
     except ValueError as error:
         raise RecordError(f"{path} is damaged (not JSON: {error})") from error
-    if not isinstance(record, dict):
-        raise RecordError(f"{path} is damaged: expected an object, got {type(record).__name__}")
-    if record.get("format") != FORMAT:
+    if not isinstance(values, dict):
+        raise RecordError(f"{path} is damaged: expected an object, got {type(values).__name__}")
+    if issubclass(kind, Record) and values.get("format") != FORMAT:
         raise RecordError(
-            f"{path} has format {record.get('format')!r}, this version reads format {FORMAT}: it "
+            f"{path} has format {values.get('format')!r}, this version reads format {FORMAT}: it "
             "was written by another version of the code"
         )
-    return record
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "it"
+        raise RecordError(f"{path} is damaged: {where}: {first['msg']}") from error
 
 
 @contextmanager
 def locked(path: Path, *, timeout_s: float = 120) -> Iterator[None]:
-    """Hold a lock between processes; the system lets go of it when its holder dies.
+    """Hold a lock between processes; the system releases it when its holder dies.
 
     Raises:
         ExperimentError: another process keeps it for longer than ``timeout_s``, or the folder

@@ -8,11 +8,11 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from experiments.errors import ExperimentError
 
-from .files import now, write_json
+from .files import now, write_record
+from .records import CodeState
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,7 +55,7 @@ def take_snapshot(target: Path) -> Path:
         diff = _git("diff", "HEAD")
         if diff:
             (partial / "changes.diff").write_text(diff)
-        write_json(partial / "snapshot.json", {**state, "taken": now()})
+        write_record(partial / "snapshot.json", state.model_copy(update={"taken": now()}))
         partial.chmod(0o755)
         try:
             partial.rename(folder)
@@ -70,18 +70,16 @@ def take_snapshot(target: Path) -> Path:
     return folder
 
 
-def code_state() -> dict[str, Any]:
-    """Commit, whether the code that is copied differs from it, and in which files; None outside
-    git.
-    """
+def code_state() -> CodeState:
+    """Return the commit, whether the code that is copied differs from it, and in which files."""
     commit = _git("rev-parse", "HEAD")
     lines = (_git("status", "--porcelain", "--untracked-files=all") or "").splitlines()
     changed = [line for line in lines if line[:2] != "??" or line.endswith(_SUFFIXES)]
-    return {
-        "commit": commit.strip() if commit else None,
-        "dirty": bool(changed) if commit else None,
-        "changed": changed,
-    }
+    return CodeState(
+        commit=commit.strip() if commit else None,
+        dirty=bool(changed) if commit else None,
+        changed=changed,
+    )
 
 
 def _list_files() -> list[str]:

@@ -17,11 +17,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from experiments.errors import ExperimentError
-from experiments.store.files import read_json, write_json
+from experiments.errors import ExperimentError, RecordError
+from experiments.store.files import read_record, write_record
 from experiments.store.ledger import Ledger
+from experiments.store.records import Record, RunRecord, Summary
 
 from .wandb_identity import wandb_identity
 
@@ -69,6 +70,32 @@ class Content:
     report: str | None
 
 
+class MadeView(BaseModel):
+    """A workspace or a report on the server."""
+
+    id: str = ""
+    url: str
+
+
+class DashboardRecord(Record):
+    """``dashboard.json``: what was made for a sweep, and where."""
+
+    entity: str
+    project: str
+    report: MadeView | None = None
+    workspace: MadeView | None = None
+
+
+class ViewSpec(Record):
+    """``dashboard/*.json``: what would be sent, as the package serialises it."""
+
+    entity: str
+    project: str
+    title: str
+    description: str
+    spec: Any
+
+
 def dashboard(ledger: Ledger, name: str, *, dry_run: bool) -> str:
     """Create the workspace and the report of a sweep, or update those of an earlier call.
 
@@ -107,46 +134,42 @@ def dashboard(ledger: Ledger, name: str, *, dry_run: bool) -> str:
 def _gather(ledger: Ledger, name: str) -> Content:
     """Read all that a dashboard shows, from the files of the sweep and of its runs."""
     sweep = ledger.read_sweep(name)
-    found = [(run, record) for run in sweep["runs"] if (record := ledger.read_run(run["id"]))]
+    found = [(run, record) for run in sweep.runs if (record := ledger.read_run(run.id))]
     if not found:
         raise ExperimentError(
             f"no run of sweep {name!r} has a folder in {ledger.root}; expected at least one. "
             f"Make them: python -m experiments submit {name}"
         )
     records = [record for _, record in found]
-    summaries = [_read_summary(ledger.run_folder(run["id"])) for run, _ in found]
-    boxes = [summary.get("results", {}).get("bbox", {}) for summary in summaries]
+    summaries = [_read_summary(ledger.run_folder(run.id)) for run, _ in found]
+    boxes = [summary.results.get("bbox", {}) for summary in summaries]
     metrics = dict.fromkeys(metric for box in boxes for metric in box)
-    commits = dict.fromkeys(summary["commit"] for summary in summaries if "commit" in summary)
-    on_cpu = any(record["config"]["MODEL"]["DEVICE"] == "cpu" for record in records)
+    commits = dict.fromkeys(summary.commit for summary in summaries if summary.commit)
+    on_cpu = any(record.config["MODEL.DEVICE"] == "cpu" for record in records)
     return Content(
         name=name,
-        question=sweep["question"],
+        question=sweep.question,
         entity=_choose("ENTITY", records, default=""),
         project=_choose("PROJECT", records, default="yolof_d2"),
-        runs=[wandb_identity(ledger, run["id"])["id"] for run, _ in found],
+        runs=[wandb_identity(ledger, run.id).id for run, _ in found],
         baseline=next(
-            (
-                wandb_identity(ledger, run["id"])["id"]
-                for run, _ in found
-                if run["row"] == sweep["baseline"]
-            ),
+            (wandb_identity(ledger, run.id).id for run, _ in found if run.row == sweep.baseline),
             None,
         ),
         memory=("process",) if on_cpu else ("allocated", "reserved", "process"),
-        ranks=max(record["ranks"] for record in records),
+        ranks=max(record.ranks for record in records),
         classes=[metric.removeprefix("AP-") for metric in metrics if metric.startswith("AP-")],
         commits=list(commits),
-        report=_read_report(ledger.sweep_folder(name) / "report.md", sweep["question"]),
+        report=_read_report(ledger.sweep_folder(name) / "report.md", sweep.question),
     )
 
 
-def _choose(key: str, records: list[dict[str, Any]], default: str) -> str:
+def _choose(key: str, records: list[RunRecord], default: str) -> str:
     """The environment's value, else that of the runs' configs, of which old ones have none."""
     variable = f"WANDB_{key}"
     if given := os.environ.get(variable):
         return given
-    values = {record["config"].get("WANDB", {}).get(key) or default for record in records}
+    values = {record.config.get(f"WANDB.{key}") or default for record in records}
     if len(values) > 1:
         raise ExperimentError(
             f"the runs have more than one WANDB.{key}: {', '.join(map(repr, sorted(values)))}; "
@@ -155,12 +178,11 @@ def _choose(key: str, records: list[dict[str, Any]], default: str) -> str:
     return values.pop()
 
 
-def _read_summary(folder: Path) -> dict[str, Any]:
+def _read_summary(folder: Path) -> Summary:
     try:
-        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
-    except (OSError, ValueError):  # not finished; `report` tells of one that is damaged
-        return {}
-    return summary
+        return read_record(folder / "summary.json", Summary) or Summary()
+    except RecordError:  # `report` tells of it
+        return Summary()
 
 
 def _read_report(path: Path, question: str) -> str | None:
@@ -308,13 +330,14 @@ def _write_specs(content: Content, folder: Path) -> str:
         "report": report,
     }
     for name, spec in specs.items():
-        view = {
-            "entity": content.entity,
-            "project": content.project,
-            "title": _title(content.name),
-            "description": content.question if name == "report" else "",
-        }
-        write_json(folder / f"{name}.json", {**view, "spec": spec})
+        view = ViewSpec(
+            entity=content.entity,
+            project=content.project,
+            title=_title(content.name),
+            description=content.question if name == "report" else "",
+            spec=spec,
+        )
+        write_record(folder / f"{name}.json", view)
     return f"Nothing was sent. What would be: {folder}/workspace.json, {folder}/report.json{remark}"
 
 
@@ -333,36 +356,35 @@ def _save(content: Content, path: Path) -> str:
         raise ExperimentError(
             "the key has no default entity; expected a user or a team. Set WANDB_ENTITY"
         )
-    place = {"entity": content.entity, "project": content.project}
-    made = read_json(path) or {}
-    if any(made.get(key) != value for key, value in place.items()):
-        made = place
+    made = read_record(path, DashboardRecord)
+    if made is None or (made.entity, made.project) != (content.entity, content.project):
+        made = DashboardRecord(entity=content.entity, project=content.project)
     # The report comes first, as the package asks for the project before it makes one. Each is
     # remembered at once: what fails after it must not make it a second time.
-    report, report_verb = _save_report(api, content, made.get("report"))
-    made = {**made, "report": {"id": report.id, "url": report.url}}
-    write_json(path, made)
-    workspace, workspace_verb = _save_workspace(content, made.get("workspace"))
-    write_json(path, {**made, "workspace": {"url": workspace.url}})
+    report, report_verb = _save_report(api, content, made.report)
+    made = made.model_copy(update={"report": MadeView(id=report.id, url=report.url)})
+    write_record(path, made)
+    workspace, workspace_verb = _save_workspace(content, made.workspace)
+    write_record(path, made.model_copy(update={"workspace": MadeView(url=workspace.url)}))
     return f"workspace {workspace_verb}: {workspace.url}\nreport {report_verb}: {report.url}"
 
 
-def _save_report(api: Any, content: Content, made: dict[str, str] | None) -> tuple[wr.Report, str]:
+def _save_report(api: Any, content: Content, made: MadeView | None) -> tuple[wr.Report, str]:
     import wandb_workspaces.reports.v2 as wr
 
     new = _report(content, look_up=True)
     reports = api.reports(f"{content.entity}/{content.project}") if made else ()
-    if made is None or made["id"] not in {report.id for report in reports}:
+    if made is None or made.id not in {report.id for report in reports}:
         return new.save(), "created"
-    old = wr.Report.from_url(made["url"])  # with people's comments
+    old = wr.Report.from_url(made.url)  # with people's comments
     old.title, old.description, old.blocks = new.title, new.description, new.blocks
     old.width = new.width
     return old.save(), "updated"
 
 
-def _save_workspace(content: Content, made: dict[str, str] | None) -> tuple[ws.Workspace, str]:
+def _save_workspace(content: Content, made: MadeView | None) -> tuple[ws.Workspace, str]:
     new = _workspace(content)
-    old = _find_workspace(made["url"]) if made else None
+    old = _find_workspace(made.url) if made else None
     if old is None:
         return new.save(), "created"
     new.runset_settings.run_settings = old.runset_settings.run_settings  # colours, hidden runs

@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from experiments.errors import ExperimentError
-from experiments.jobs.observe import State, observe
-from experiments.store.files import read_json
+from experiments.jobs.observe import observe
+from experiments.jobs.state import State
+from experiments.store.files import read_record
 from experiments.store.ledger import Ledger
+from experiments.store.records import AttemptRecord
 
 from .wandb_identity import wandb_identity
 
@@ -44,18 +47,18 @@ def push(ledger: Ledger, name: str) -> str:
         ) from error
     from yolof_d2.tracking.run import forget_wandb, kill_wandb, one_line
 
-    seen, remark = observe(ledger, [run["id"] for run in sweep["runs"]])
+    seen, remark = observe(ledger, [run.id for run in sweep.runs])
     if remark:
         logger.warning("%s", remark)
     counts: Counter[str] = Counter()
     try:
-        for run in sweep["runs"]:
-            running = seen[run["id"]].state is State.RUNNING
-            if running and _sends_itself(ledger.run_folder(run["id"])):
+        for run in sweep.runs:
+            running = seen[run.id].state is State.RUNNING
+            if running and _sends_itself(ledger.run_folder(run.id)):
                 done = "left out; it trains, and sends its figures itself"
             else:
-                done = _push_run(ledger, run["id"])
-            logger.info("%s: %s", run["name"], done)
+                done = _push_run(ledger, run.id)
+            logger.info("%s: %s", run.name, done)
             counts[done.split(";")[0]] += 1
     except BaseException as error:
         kill_wandb()  # it would try on at exit
@@ -81,18 +84,19 @@ def _push_run(ledger: Ledger, identity: str) -> str:
     here = wandb_identity(ledger, identity)
     own = [tag for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag]
     arguments = run_arguments(
-        {**run["config"], "OUTPUT_DIR": str(folder)},
-        {**here, "tags": [*here["tags"], *own]},
-        ranks=run["ranks"],
+        {**run.config.root, "OUTPUT_DIR": str(folder)},
+        {**asdict(here), "tags": [*here.tags, *own]},
+        ranks=run.ranks,
         provenance=_last_attempt(folder),
     )
-    send_model = run["config"].get("WANDB", {}).get("LOG_MODEL", False)
+    send_model = run.config.get("WANDB.LOG_MODEL", False)
     return push_folder(folder, arguments, send_model=send_model)
 
 
 def _last_attempt(folder: Path) -> dict[str, Any]:
     attempts = sorted((folder / "attempts").glob("*.json"), key=lambda path: int(path.stem))
-    return (read_json(attempts[-1]) if attempts else None) or {}
+    last = read_record(attempts[-1], AttemptRecord) if attempts else None
+    return {} if last is None else last.model_dump()
 
 
 def _sends_itself(folder: Path) -> bool:

@@ -1,15 +1,25 @@
-"""Which run of Weights & Biases a run is."""
+"""The run of Weights & Biases that a run is logged to."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
-from experiments.errors import ExperimentError
 from experiments.store.ledger import Ledger
+from experiments.store.records import WandbNames
 
 
-def wandb_identity(ledger: Ledger, identity: str) -> dict[str, Any]:
-    """Where a run is logged, by its job and by ``push`` alike.
+@dataclass(frozen=True)
+class WandbIdentity:
+    """Id, name, group and tags of a run in W&B."""
+
+    id: str
+    name: str
+    group: str
+    tags: list[str]
+
+
+def wandb_identity(ledger: Ledger, identity: str) -> WandbIdentity:
+    """Say where a run is logged, by its job and by ``push`` alike.
 
     A requeued run goes on in the same run of W&B. What ``retry --restart`` began anew is another
     one: its iterations are not those that W&B has.
@@ -18,22 +28,11 @@ def wandb_identity(ledger: Ledger, identity: str) -> dict[str, Any]:
         ledger: has the run.
         identity: the run.
 
-    Returns:
-        ``id``, ``name``, ``group`` and ``tags``.
-
     Raises:
         ExperimentError: the run was never submitted.
     """
-    folder = ledger.run_folder(identity)
-    run = ledger.read_run(identity)
-    if run is None:
-        raise ExperimentError(f"{folder / 'run.json'} is missing; submit the run again")
-    restarts = sum(1 for _ in folder.glob("discarded-*"))
-    kept = run["wandb"]
+    run = ledger.require_run(identity)
+    restarts = sum(1 for _ in ledger.run_folder(identity).glob("discarded-*"))
+    kept = run.wandb or WandbNames(id=run.id, name=run.name, group=run.sweep)
     suffix = f"-{restarts + 1}" if restarts else ""
-    return {
-        "id": kept["id"] + suffix,
-        "name": kept["name"] + suffix,
-        "group": kept["group"],
-        "tags": run["tags"],
-    }
+    return WandbIdentity(kept.id + suffix, kept.name + suffix, kept.group, run.tags)

@@ -1,68 +1,17 @@
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import math
 from pathlib import Path
 
 import pytest
-import timm
 import torch
 from detectron2.config import CfgNode
 from detectron2.utils.env import seed_all_rng
 
-from yolof_d2.config import build_cfg
-from yolof_d2.data import resolve_datasets
-from yolof_d2.data.synthetic import write_synthetic_dataset
-from yolof_d2.engine import Trainer, check_launch
-from yolof_d2.errors import ConfigError, NonFiniteLossError, TrainingStopped
-
-CONFIG = """
-_BASE_: {base}
-MODEL:
-  WEIGHTS: ""
-  DEVICE: cpu
-  BACKBONE: {{FREEZE_AT: 0}}
-  RESNETS: {{NORM: BN, STEM_OUT_CHANNELS: 16, RES2_OUT_CHANNELS: 32, WIDTH_PER_GROUP: 8}}
-  PIXEL_STD: [57.0, 57.0, 57.0]
-  YOLOF:
-    ENCODER: {{DILATED: {{NUM_CHANNELS: 32, MID_CHANNELS: 16, DILATIONS: [1, 2]}}}}
-    DECODER: {{IMPLICIT_OBJECTNESS: {{NUM_CLS_CONVS: 1, NUM_REG_CONVS: 1}}}}
-DATASETS:
-  TRAIN_JSON: {train}
-  TRAIN_IMAGES: {images}
-  TEST_JSON: {val}
-  TEST_IMAGES: {images}
-DATALOADER: {{NUM_WORKERS: 0}}
-SOLVER: {{IMS_PER_BATCH: 4, BASE_LR: 0.01, WARMUP_ITERS: 2, MAX_ITER: 6, CHECKPOINT_PERIOD: 2}}
-TEST: {{EVAL_PERIOD: 0}}
-INPUT: {{MIN_SIZE_TRAIN: [64], MIN_SIZE_TEST: 64}}
-SEED: 1
-"""
-
-
-@pytest.fixture(scope="session")
-def config_file(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("engine")
-    data = write_synthetic_dataset(folder, num_train=8, num_val=2, image_size=(64, 64))
-    base = Path("configs/yolof_R_50_C5_1x.yaml").absolute()
-    file = folder / "tiny.yaml"
-    file.write_text(
-        CONFIG.format(base=base, train=data.train_json, val=data.val_json, images=data.image_folder)
-    )
-    return str(file)
-
-
-@pytest.fixture
-def make_cfg(config_file, tmp_path):
-    def make(*overrides: object) -> CfgNode:
-        words = ["OUTPUT_DIR", str(tmp_path), *map(str, overrides)]
-        cfg = build_cfg(config_file, words)
-        resolve_datasets(cfg)
-        return cfg
-
-    return make
+from yolof_d2.engine import Trainer
+from yolof_d2.errors import NonFiniteLossError, TrainingStopped
 
 
 def make_trainer(cfg: CfgNode, ap: dict[int, float] | None = None) -> Trainer:
@@ -206,86 +155,6 @@ def test_a_step_with_clipping_is_that_of_an_independent_computation(make_cfg, ki
     optimizer.step()
     for name, p in model.named_parameters():
         torch.testing.assert_close(p.detach(), expected[name], rtol=1e-6, atol=1e-7)
-
-
-# Before the launch
-
-
-def launch_args(**changes: object) -> argparse.Namespace:
-    values = {"num_gpus": 1, "num_machines": 1, "resume": False, "eval_only": False}
-    return argparse.Namespace(**{**values, **changes})
-
-
-@pytest.mark.parametrize(
-    ("overrides", "args", "parts"),
-    [
-        (["MODEL.DEVICE", "cuda"], {}, ["MODEL.DEVICE cpu", "no GPU"]),
-        (["MODEL.DEVICE", "cuda"], {"num_gpus": 4}, ["--num-gpus is 4", "sees 2"]),
-        (["SOLVER.IMS_PER_BATCH", "6"], {"num_gpus": 4}, ["IMS_PER_BATCH is 6", "4 ranks"]),
-        (["SOLVER.IMS_PER_BATCH", "6"], {"num_gpus": 2, "num_machines": 2}, ["4 ranks"]),
-        (["SOLVER.IMS_PER_BATCH", "1"], {"num_gpus": 2}, ["IMS_PER_BATCH is 1", "2 ranks"]),
-        ([], {"eval_only": True}, ["--eval-only", "MODEL.WEIGHTS", "--resume"]),
-        ([], {"eval_only": True, "resume": True}, ["--eval-only", "OUTPUT_DIR"]),
-        (["MODEL.WEIGHTS", "no/such.pkl"], {}, ["MODEL.WEIGHTS", "'no/such.pkl'"]),
-    ],
-)
-def test_what_would_stop_every_rank_is_said_before_any_starts(
-    make_cfg, monkeypatch, overrides, args, parts
-):
-    count = 2 if "num_gpus" in args else 0
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-    with pytest.raises(ConfigError) as caught:
-        check_launch(make_cfg(*overrides), launch_args(**args))
-    assert all(part in str(caught.value) for part in parts), caught.value
-
-
-@pytest.mark.parametrize(
-    ("overrides", "args"),
-    [
-        ([], {}),
-        (["SOLVER.IMS_PER_BATCH", "6"], {"num_gpus": 2, "num_machines": 3}),
-        (["SOLVER.IMS_PER_BATCH", "3", "MODEL.WEIGHTS", __file__], {"num_gpus": 2, "eval_only": 1}),
-        (["MODEL.WEIGHTS", "detectron2://x.pkl"], {}),
-        ([], {"num_gpus": 0}),
-    ],
-)
-def test_a_launch_that_can_work_is_let_through(make_cfg, overrides, args):
-    check_launch(make_cfg(*overrides), launch_args(**args))
-
-
-@pytest.mark.parametrize(
-    ("overrides", "said"),
-    [
-        (["MODEL.YOLOF.MATCHER.NAME", "Uniform"], r"MATCHER.NAME is 'Uniform'.*UniformMatcher"),
-        (["MODEL.YOLOF.ENCODER.DILATED.DILATIONS", "[0]"], r"DILATIONS must be 1 or more"),
-    ],
-)
-def test_a_model_that_cannot_be_built_is_told_before_the_launch(make_cfg, overrides, said):
-    cfg = make_cfg(*overrides)
-    with pytest.raises(ConfigError, match=said):
-        check_launch(cfg, launch_args())
-
-
-def test_the_trial_build_downloads_nothing_and_leaves_the_config_alone(make_cfg, monkeypatch):
-    create, asked = timm.create_model, []
-
-    def record(*args, pretrained=False, **options):
-        asked.append(pretrained)
-        return create(*args, **options)
-
-    monkeypatch.setattr(timm, "create_model", record)
-    cfg = make_cfg("MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.PRETRAINED", "True")
-    cfg.freeze()
-    check_launch(cfg, launch_args())
-    assert asked and not any(asked)
-    assert cfg.MODEL.TIMM.PRETRAINED and cfg.is_frozen()
-
-
-def test_a_resumed_run_needs_no_weights_file(make_cfg, tmp_path):
-    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
-    cfg = make_cfg("MODEL.WEIGHTS", "gone.pkl")
-    check_launch(cfg, launch_args(resume=True))
-    check_launch(cfg, launch_args(resume=True, eval_only=True))
 
 
 # Runs

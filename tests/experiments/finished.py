@@ -8,8 +8,9 @@ import random
 from pathlib import Path
 from typing import Any
 
-from experiments.store.files import write_json
 from experiments.store.ledger import Ledger
+from experiments.store.records import Submission
+from tests.experiments.records import write_json
 
 SOLVER = {"MAX_ITER": 100, "IMS_PER_BATCH": 16, "BASE_LR": 0.12}
 TESTED = {"SCORE_THRESH_TEST": 0.05, "TOPK_CANDIDATES_TEST": 1000, "NMS_THRESH_TEST": 0.5}
@@ -163,9 +164,10 @@ class FinishedSweep:
 
     def _claim(self, identity: str, state: dict[str, Any]) -> None:
         self.ledger.write_submission(
-            {"token": identity, "executor": "local", "host": "another", "job_id": "1",
-             "runs": [identity]}
-        )  # fmt: skip
+            Submission(
+                token=identity, executor="local", host="another", job_id="1", runs=[identity]
+            )
+        )
         self.ledger.claim(identity, [identity])
         content = {"token": identity, "iteration": 100, "attempts": [{"token": identity}], **state}
         write_json(self.ledger.run_folder(identity) / "state.json", content)

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from experiments.spec.sweep import sweep_names
-from experiments.store.files import write_json
 from experiments.store.ledger import Ledger
+from tests.experiments.records import write_json
 from tests.experiments.tiny import ROOT, experiments
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 import torch
 import yaml
 
+from tests.experiments.records import read_json
 from yolof_d2.data.synthetic import write_synthetic_dataset
 
 ROOT = Path(__file__).parents[2]
@@ -149,11 +149,6 @@ def experiments(runs: Path, *words: object, status: int | None = 0, timeout: flo
     )
     assert status is None or done.returncode == status, done.stdout[-3000:]
     return done.stdout
-
-
-def read_json(path: Path) -> dict:
-    """A record of a run."""
-    return json.loads(path.read_text())
 
 
 def run_folders(runs: Path, sweep: str = "tiny") -> dict[str, Path]:

@@ -59,9 +59,11 @@ def test_the_commit_is_that_of_the_checkout_with_a_mark_when_it_has_changes(tmp_
 
 
 def test_the_commit_of_a_copy_is_the_one_that_its_note_names(tmp_path, monkeypatch):
-    (tmp_path / "yolof_d2").mkdir()
+    (tmp_path / "yolof_d2" / "measure").mkdir(parents=True)
     note = tmp_path / "snapshot.json"
-    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "yolof_d2" / "provenance.py"))
+    monkeypatch.setattr(
+        provenance, "__file__", str(tmp_path / "yolof_d2" / "measure" / "provenance.py")
+    )
     note.write_text(json.dumps({"commit": "0123456789abcdef", "dirty": True}))
     assert describe_run()["commit"] == "0123456789ab-dirty"
     note.write_text(json.dumps({"commit": None, "dirty": None}))

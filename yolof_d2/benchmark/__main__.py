@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 from pathlib import Path
 
 from experiments.errors import ExperimentError
-from experiments.store.files import write_json, write_text
+from experiments.store.files import write_text
 
 DEFAULT_CONFIGS = (
     "configs/yolof_R_50_C5_1x.yaml",
@@ -108,7 +109,7 @@ def run(args: argparse.Namespace) -> str:
 
     text = render(record)
     files = [args.output / f"benchmark.{suffix}" for suffix in ("json", "md", "png", "svg")]
-    write_json(files[0], record)
+    write_text(files[0], json.dumps(record, indent=1))
     write_text(files[1], text)
     draw(record, files[2:])
     lines = [text, "Written: " + ", ".join(map(str, files))]

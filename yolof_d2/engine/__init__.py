@@ -1,5 +1,6 @@
 """Training: the trainer, its hooks, checkpoints, and the check before a launch."""
 
-from .trainer import Trainer, check_launch, setup_run
+from .preflight import Launch, preflight
+from .trainer import Trainer, setup_run
 
-__all__ = ["Trainer", "check_launch", "setup_run"]
+__all__ = ["Launch", "Trainer", "preflight", "setup_run"]

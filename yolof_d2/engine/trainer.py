@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import weakref
@@ -18,7 +17,6 @@ from detectron2.data import (
 )
 from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, default_setup
 from detectron2.engine.train_loop import TrainerBase
-from detectron2.modeling import build_model
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, TensorboardXWriter
@@ -27,7 +25,6 @@ from detectron2.utils.logger import setup_logger
 
 from yolof_d2.config import load_plugins
 from yolof_d2.data import build_mapper, build_mosaic_mapper, register_datasets
-from yolof_d2.errors import ConfigError
 from yolof_d2.evaluation import COCOBoxEvaluator
 from yolof_d2.measure.metrics_file import MetricsWriter
 from yolof_d2.measure.provenance import describe_run
@@ -42,6 +39,7 @@ from .hooks import (
     RunSummary,
     StopOnRequest,
 )
+from .preflight import Launch
 from .train_loop import MixedPrecisionTrainer
 
 logger = logging.getLogger(__name__)
@@ -49,61 +47,24 @@ logger = logging.getLogger(__name__)
 _PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def setup_run(cfg: CfgNode, args: argparse.Namespace) -> None:
+def setup_run(cfg: CfgNode, launch: Launch) -> None:
     """Set up plug-ins, data sets, loggers and seed in this process; save the resolved config."""
     load_plugins(cfg.PLUGINS)  # again, because each rank is a process of its own
-    register_datasets(cfg, eval_only=args.eval_only)
-    default_setup(cfg, args)
+    register_datasets(cfg, eval_only=launch.eval_only)
+    default_setup(cfg, launch)  # reads config_file and eval_only of its second argument
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="yolof_d2")
-
-
-def check_launch(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Find what would stop the run on every rank, before any process starts.
-
-    Raises:
-        ConfigError: not as many GPUs as asked for, a batch that the ranks cannot share, weights
-        that are not there, or a model that cannot be built.
-    """
-    if cfg.MODEL.DEVICE.startswith("cuda"):
-        found = torch.cuda.device_count()
-        if not found:
-            raise ConfigError(
-                "MODEL.DEVICE is 'cuda', but PyTorch sees no GPU; for the CPU: MODEL.DEVICE cpu"
-            )
-        if args.num_gpus > found:
-            raise ConfigError(f"--num-gpus is {args.num_gpus}, but PyTorch sees {found}")
-    ranks = max(1, args.num_gpus) * args.num_machines
-    if cfg.SOLVER.IMS_PER_BATCH % ranks and not args.eval_only:
-        raise ConfigError(
-            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which {ranks} ranks cannot share "
-            "evenly; choose a multiple"
-        )
-
-    resumes = args.resume and PathManager.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
-    weights = cfg.MODEL.WEIGHTS
-    if args.eval_only and not (weights or resumes):
-        raise ConfigError(
-            "--eval-only needs trained weights: give MODEL.WEIGHTS a file, or --resume for the "
-            f"last checkpoint in OUTPUT_DIR ({cfg.OUTPUT_DIR})"
-        )
-    if weights and "://" not in weights and not resumes and not os.path.isfile(weights):
-        raise ConfigError(
-            f"MODEL.WEIGHTS: there is no file {weights!r} (looked from {os.getcwd()})"
-        )
-
-    # Built once and dropped: a wrong combination is told here, before the data is read.
-    trial = cfg.clone()
-    trial.defrost()
-    trial.MODEL.DEVICE = "cpu"
-    trial.MODEL.TIMM.PRETRAINED = False
-    build_model(trial)
 
 
 class Trainer(DefaultTrainer):
     """Trains and evaluates any Detectron2 meta-architecture the same way, for fair comparisons."""
 
-    def __init__(self, cfg: CfgNode):
-        """Build everything from ``cfg``, as ``DefaultTrainer`` does."""
+    def __init__(self, cfg: CfgNode, *, command: str = ""):
+        """Build everything from ``cfg``, as ``DefaultTrainer`` does.
+
+        Args:
+            cfg: the resolved config.
+            command: that trains the same, for the records; empty for that of this process.
+        """
         # DefaultTrainer builds its step trainer and DDP wrapper inline, for CUDA only, so its body
         # is restated here.
         TrainerBase.__init__(self)
@@ -124,6 +85,7 @@ class Trainer(DefaultTrainer):
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
+        self._command = command
         self.register_hooks(self.build_hooks())
 
     @classmethod
@@ -194,7 +156,7 @@ class Trainer(DefaultTrainer):
             TensorboardXWriter(folder),
         ]
         if WandbWriter.is_wanted(self.cfg):
-            writers.append(WandbWriter(self.cfg))
+            writers.append(WandbWriter(self.cfg, command=self._command))
         return writers
 
     def build_hooks(self) -> list[HookBase]:
@@ -257,4 +219,8 @@ class Trainer(DefaultTrainer):
         return {**super().state_dict(), "iteration": min(self.iter, self.max_iter - 1)}
 
     def _describe(self) -> dict[str, Any]:
-        return {"seed": self.cfg.SEED, "world_size": comm.get_world_size(), **describe_run()}
+        return {
+            "seed": self.cfg.SEED,
+            "world_size": comm.get_world_size(),
+            **describe_run(self._command),
+        }

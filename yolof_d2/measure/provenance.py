@@ -26,11 +26,16 @@ _PACKAGES = (
 )
 
 
-def describe_run() -> dict[str, Any]:
-    """Commit, versions, hardware, command line and time, as plain JSON; None where unknown."""
+def describe_run(command: str = "") -> dict[str, Any]:
+    """Describe code, versions, hardware, command and time as plain JSON; None where unknown.
+
+    Args:
+        command: that trains the same; empty for the command line of this process.
+    """
     return {
         "commit": _git_commit(),
-        "command": shlex.join([os.path.basename(sys.executable), *_script(), *sys.argv[1:]]),
+        "command": command
+        or shlex.join([os.path.basename(sys.executable), *_script(), *sys.argv[1:]]),
         "versions": {
             "python": platform.python_version(),
             **{name: _version(name) for name in _PACKAGES},

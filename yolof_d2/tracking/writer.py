@@ -44,12 +44,14 @@ class WandbWriter(EventWriter):
     for a training that is resumed.
     """
 
-    def __init__(self, cfg: CfgNode):
+    def __init__(self, cfg: CfgNode, *, command: str = ""):
         """
         Args:
             cfg: the resolved config; its ``OUTPUT_DIR`` has the files.
+            command: that trains the same; empty for that of this process.
         """
         self._cfg = cfg
+        self._command = command
         self._folder = Path(cfg.OUTPUT_DIR)
         self._metrics = self._folder / "metrics.json"
         self._read = 0  # bytes of it
@@ -119,7 +121,7 @@ class WandbWriter(EventWriter):
                 "tags": [tag for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag],
             },
             ranks=comm.get_world_size(),
-            provenance=describe_run(),
+            provenance=describe_run(self._command),
         )
         note.write_text(json.dumps(arguments, indent=1) + "\n")
         return arguments

@@ -1,4 +1,4 @@
-"""What SLURM says of jobs, and cancelling them, through its own commands."""
+"""SLURM's own commands: ask for jobs, and cancel them."""
 
 from __future__ import annotations
 
@@ -8,57 +8,45 @@ import subprocess
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from enum import Enum
 
 from experiments.errors import ExperimentError
+from experiments.jobs.state import State
 
-
-class Phase(Enum):
-    """What a SLURM state means for a run."""
-
-    QUEUED = "queued"
-    RUNNING = "running"
-    COMPLETED = "completed"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-    TIMED_OUT = "timed out"
-    OUT_OF_MEMORY = "out of memory"
-    NODE_FAILED = "node failed"
-    PREEMPTED = "preempted"
-
-
-PHASES = {
-    "PENDING": Phase.QUEUED,
-    "CONFIGURING": Phase.QUEUED,
-    "EXPEDITING": Phase.QUEUED,
-    "POWER_UP_NODE": Phase.QUEUED,
-    "REQUEUED": Phase.QUEUED,
-    "REQUEUE_FED": Phase.QUEUED,
-    "REQUEUE_HOLD": Phase.QUEUED,
-    "RESV_DEL_HOLD": Phase.QUEUED,
-    "SPECIAL_EXIT": Phase.QUEUED,
-    "RUNNING": Phase.RUNNING,
-    "COMPLETING": Phase.RUNNING,
-    "RESIZING": Phase.RUNNING,
-    "SIGNALING": Phase.RUNNING,
-    "STAGE_OUT": Phase.RUNNING,
-    "STOPPED": Phase.RUNNING,
-    "SUSPENDED": Phase.RUNNING,
-    "UPDATE_DB": Phase.RUNNING,
-    "COMPLETED": Phase.COMPLETED,
-    "FAILED": Phase.FAILED,
-    "LAUNCH_FAILED": Phase.FAILED,
-    "RECONFIG_FAIL": Phase.FAILED,
-    "CANCELLED": Phase.CANCELLED,
-    "REVOKED": Phase.CANCELLED,
-    "TIMEOUT": Phase.TIMED_OUT,
-    "DEADLINE": Phase.TIMED_OUT,
-    "OUT_OF_MEMORY": Phase.OUT_OF_MEMORY,
-    "NODE_FAIL": Phase.NODE_FAILED,
-    "BOOT_FAIL": Phase.NODE_FAILED,
-    "PREEMPTED": Phase.PREEMPTED,
+STATES = {
+    "PENDING": State.QUEUED,
+    "CONFIGURING": State.QUEUED,
+    "EXPEDITING": State.QUEUED,
+    "POWER_UP_NODE": State.QUEUED,
+    "REQUEUED": State.QUEUED,
+    "REQUEUE_FED": State.QUEUED,
+    "REQUEUE_HOLD": State.QUEUED,
+    "RESV_DEL_HOLD": State.QUEUED,
+    "SPECIAL_EXIT": State.QUEUED,
+    "RUNNING": State.RUNNING,
+    "COMPLETING": State.RUNNING,
+    "RESIZING": State.RUNNING,
+    "SIGNALING": State.RUNNING,
+    "STAGE_OUT": State.RUNNING,
+    "STOPPED": State.RUNNING,
+    "SUSPENDED": State.RUNNING,
+    "UPDATE_DB": State.RUNNING,
+    "COMPLETED": State.FINISHED,
+    "FAILED": State.FAILED,
+    "LAUNCH_FAILED": State.FAILED,
+    "RECONFIG_FAIL": State.FAILED,
+    "CANCELLED": State.CANCELLED,
+    "REVOKED": State.CANCELLED,
+    "TIMEOUT": State.TIMED_OUT,
+    "DEADLINE": State.TIMED_OUT,
+    "OUT_OF_MEMORY": State.OUT_OF_MEMORY,
+    "NODE_FAIL": State.NODE_FAILED,
+    "BOOT_FAIL": State.NODE_FAILED,
+    "PREEMPTED": State.PREEMPTED,
 }
-"""Every job state of squeue(1) and sacct(1). A held job counts as queued; its reason says why."""
+"""Every job state of squeue(1) and sacct(1) -> what it means for a run.
+
+A held job counts as queued; its reason says why.
+"""
 
 
 @dataclass(frozen=True)
@@ -66,16 +54,16 @@ class Job:
     """A job, or one task of an array, as SLURM knows it.
 
     Attributes:
-        phase: what its state means; an unknown state of a newer SLURM counts as running, so that
-            nothing is submitted twice.
-        state: SLURM's own word.
+        state: what SLURM's word means; ``FINISHED`` says that the job ended well. An unknown word
+            of a newer SLURM counts as running, so that nothing is submitted twice.
+        word: SLURM's own.
         reason: why it waits or how it ended; may be empty.
         nodes: where it runs or ran.
         name: of the job.
     """
 
-    phase: Phase
-    state: str
+    state: State
+    word: str
     reason: str
     nodes: str
     name: str
@@ -190,7 +178,7 @@ def _job(state: str, reason: str, nodes: str, name: str) -> Job:
     word = state.split()[0].rstrip("+") if state.split() else ""  # "CANCELLED by 1000"
     unset = ("", "None", "None assigned", "(null)")
     return Job(
-        PHASES.get(word, Phase.RUNNING),
+        STATES.get(word, State.RUNNING),
         state,
         "" if reason in unset else reason,
         "" if nodes in unset else nodes,

@@ -16,6 +16,7 @@ from experiments.jobs.estimate import (
     run_seconds,
 )
 from experiments.spec.cluster import Cluster
+from experiments.store.records import Progress
 
 
 def cluster(limit: int, notice: int = 300) -> Cluster:
@@ -23,10 +24,10 @@ def cluster(limit: int, notice: int = 300) -> Cluster:
 
 
 def test_measured_before_guessed_before_unknown():
-    running = [{"seconds_per_iteration": 0.5}, {}, {"seconds_per_iteration": 0.7}]
+    running = [Progress(seconds_per_iteration=value) for value in (0.5, None, 0.7)]
     assert estimate_iteration(9.0, running).seconds == 0.7
     assert "2 measured runs" in estimate_iteration(9.0, running).source
-    assert estimate_iteration(9.0, [{}]).seconds == 9.0
+    assert estimate_iteration(9.0, [Progress()]).seconds == 9.0
     assert estimate_iteration(None, []).seconds is None
 
 

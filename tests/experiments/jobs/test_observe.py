@@ -12,11 +12,15 @@ from pathlib import Path
 import pytest
 
 from experiments.errors import ExperimentError
-from experiments.jobs import observe as states
-from experiments.jobs.backends.slurm_commands import PHASES, Job, Phase, find_jobs
-from experiments.jobs.observe import State, first_failure, observe, process_start
-from experiments.store.files import seconds, write_json
+from experiments.jobs.backends import processes, slurm
+from experiments.jobs.backends.processes import process_start
+from experiments.jobs.backends.slurm_commands import STATES, Job, find_jobs
+from experiments.jobs.observe import first_failure, observe
+from experiments.jobs.state import Observation, State
+from experiments.store.files import seconds
 from experiments.store.ledger import Ledger
+from experiments.store.records import Submission
+from tests.experiments.records import write_json
 
 RUN = "0123456789ab"
 
@@ -32,7 +36,7 @@ def submitted(ledger: Ledger, *, token: str = "t1", **record: object) -> None:
         "token": token, "sweep": "s", "executor": "slurm", "job_name": f"yolof.s.{token}",
         "job_id": "7", "runs": [RUN, "other"], "created": "2026-01-01T00:00:00Z", "host": "vm",
     }  # fmt: skip
-    ledger.write_submission({**base, **record})
+    ledger.write_submission(Submission.model_validate({**base, **record}))
     ledger.claim(token, [RUN])
 
 
@@ -42,40 +46,25 @@ def wrote(ledger: Ledger, **content: object) -> None:
     write_json(ledger.run_folder(RUN) / "state.json", record)
 
 
-def see(ledger: Ledger, monkeypatch: pytest.MonkeyPatch, **jobs: Job) -> states.Observation:
+def see(ledger: Ledger, monkeypatch: pytest.MonkeyPatch, **jobs: Job) -> Observation:
     known = {f"7_{key[1:]}" if key != "job" else "7": job for key, job in jobs.items()}
-    monkeypatch.setattr(states, "find_jobs", lambda *_: known)
+    monkeypatch.setattr(slurm, "find_jobs", lambda *_: known)
     return observe(ledger, [RUN])[0][RUN]
 
 
-def job(phase: Phase, reason: str = "", nodes: str = "n1") -> Job:
-    return Job(phase, phase.name, reason, nodes, "yolof.s.t1")
+def job(state: State, reason: str = "", nodes: str = "n1") -> Job:
+    return Job(state, state.name, reason, nodes, "yolof.s.t1")
 
 
-@pytest.mark.parametrize(
-    ("phase", "state"),
-    [
-        (Phase.QUEUED, State.QUEUED),
-        (Phase.RUNNING, State.RUNNING),
-        (Phase.COMPLETED, State.FAILED),  # its job ended, and the run is not finished
-        (Phase.FAILED, State.FAILED),
-        (Phase.CANCELLED, State.CANCELLED),
-        (Phase.TIMED_OUT, State.TIMED_OUT),
-        (Phase.OUT_OF_MEMORY, State.OUT_OF_MEMORY),
-        (Phase.NODE_FAILED, State.NODE_FAILED),
-        (Phase.PREEMPTED, State.PREEMPTED),
-    ],
-)
-def test_each_phase_of_a_job_whose_run_is_not_finished(ledger, monkeypatch, phase, state):
+@pytest.mark.parametrize("state", sorted(set(STATES.values()), key=lambda state: state.name))
+def test_each_state_of_a_job_whose_run_is_not_finished(ledger, monkeypatch, state):
     submitted(ledger)
-    assert see(ledger, monkeypatch, _0=job(phase)).state is state
+    # A job that ended well has failed when its run is not finished.
+    shown = State.FAILED if state is State.FINISHED else state
+    assert see(ledger, monkeypatch, _0=job(state)).state is shown
     # A run that says it is finished is, whatever became of its job.
     wrote(ledger, state="finished")
-    assert see(ledger, monkeypatch, _0=job(phase)).state is State.FINISHED
-
-
-def test_every_phase_has_a_slurm_state_and_every_state_is_a_state_or_ends():
-    assert set(PHASES.values()) == set(Phase)
+    assert see(ledger, monkeypatch, _0=job(state)).state is State.FINISHED
 
 
 def test_a_run_without_a_claim_is_missing(ledger, monkeypatch):
@@ -91,7 +80,7 @@ def test_a_refused_submission_leaves_its_runs_missing_with_the_reason(ledger, mo
 def test_a_submit_that_was_cut_off_is_found_by_the_name_of_its_job(ledger, monkeypatch):
     submitted(ledger, job_id=None)
     assert see(ledger, monkeypatch).state is State.MISSING
-    seen = see(ledger, monkeypatch, _0=job(Phase.QUEUED), _1=job(Phase.QUEUED))
+    seen = see(ledger, monkeypatch, _0=job(State.QUEUED), _1=job(State.QUEUED))
     assert (seen.state, seen.job_id) == (State.QUEUED, "7_0")
 
 
@@ -110,7 +99,7 @@ def test_without_an_answer_of_slurm_nothing_is_called_missing(ledger, monkeypatc
         raise ExperimentError("squeue failed: Unable to contact slurm controller")
 
     submitted(ledger)
-    monkeypatch.setattr(states, "find_jobs", silent)
+    monkeypatch.setattr(slurm, "find_jobs", silent)
     seen, remark = observe(ledger, [RUN])
     assert seen[RUN].state is State.QUEUED
     assert remark.startswith("squeue failed: Unable to contact")
@@ -122,9 +111,9 @@ def test_what_an_earlier_submission_wrote_says_how_far_but_not_how_it_fares(ledg
     submitted(ledger, token="t1")
     wrote(ledger, state="failed", reason="old", kind="out of memory")
     submitted(ledger, token="t2")
-    seen = see(ledger, monkeypatch, _0=job(Phase.RUNNING))
+    seen = see(ledger, monkeypatch, _0=job(State.RUNNING))
     assert (seen.state, seen.reason) == (State.RUNNING, "starting")
-    assert seen.progress["iteration"] == 5
+    assert seen.progress.iteration == 5
 
 
 def test_the_first_rank_to_fail_gives_the_reason_and_not_the_echo(tmp_path):
@@ -137,7 +126,7 @@ def test_the_first_rank_to_fail_gives_the_reason_and_not_the_echo(tmp_path):
         content = {"time": moment, "reason": reason, "kind": kind}
         write_json(tmp_path / "failures" / f"t1-7-{rank}.json", content)
     found = first_failure(tmp_path, "t1")
-    assert found is not None and found["kind"] == "out of memory"
+    assert found is not None and found.kind == "out of memory"
     assert first_failure(tmp_path, "t2") is None
 
 
@@ -155,8 +144,8 @@ def test_a_damaged_submission_makes_its_runs_unreadable_and_no_others(ledger, mo
     submitted(ledger)
     (ledger.submission_folder("t1") / "submission.json").write_text("{")
     assert see(ledger, monkeypatch).state is State.UNREADABLE
-    ledger.write_submission({"token": "t2"})
-    assert [record["token"] for record in ledger.submissions()] == ["t2"]
+    ledger.write_submission(Submission(token="t2"))
+    assert [record.token for record in ledger.submissions()] == ["t2"]
 
 
 @pytest.mark.parametrize(
@@ -170,7 +159,7 @@ def test_a_damaged_submission_makes_its_runs_unreadable_and_no_others(ledger, mo
     ],
 )
 def test_a_local_run_whose_process_is_gone(ledger, monkeypatch, content, state):
-    monkeypatch.setattr(states.socket, "gethostname", lambda: "vm")
+    monkeypatch.setattr(processes.socket, "gethostname", lambda: "vm")
     submitted(ledger, executor="local", job_id="1", process_start="0")
     if content:
         wrote(ledger, **content)
@@ -178,7 +167,7 @@ def test_a_local_run_whose_process_is_gone(ledger, monkeypatch, content, state):
 
 
 def test_a_local_run_whose_process_lives_and_one_whose_number_was_given_away(ledger, monkeypatch):
-    monkeypatch.setattr(states.socket, "gethostname", lambda: "vm")
+    monkeypatch.setattr(processes.socket, "gethostname", lambda: "vm")
     pid = str(os.getpid())
     submitted(ledger, executor="local", job_id=pid, process_start=process_start(pid))
     assert see(ledger, monkeypatch).state is State.RUNNING
@@ -206,9 +195,9 @@ def test_the_queue_is_newer_than_the_accounting(tmp_path, monkeypatch):
         squeue="7_0|PENDING|BeginTime||yolof.s.t1\n9|RUNNING|None|n4|somebody's",
     )
     jobs = find_jobs(["7"])
-    assert jobs["7_0"] == Job(Phase.QUEUED, "PENDING", "BeginTime", "", "yolof.s.t1")
-    assert (jobs["7_1"].phase, jobs["7_1"].reason) == (Phase.CANCELLED, "signal 15")
-    assert {key for key in jobs if jobs[key].phase is Phase.QUEUED} == {"7_0", "7_2", "7_3", "7_5"}
+    assert jobs["7_0"] == Job(State.QUEUED, "PENDING", "BeginTime", "", "yolof.s.t1")
+    assert (jobs["7_1"].state, jobs["7_1"].reason) == (State.CANCELLED, "signal 15")
+    assert {key for key in jobs if jobs[key].state is State.QUEUED} == {"7_0", "7_2", "7_3", "7_5"}
     assert jobs["7_6"].reason == "NonZeroExitCode"
     assert "9" not in jobs
 
@@ -229,7 +218,7 @@ def test_accounting_is_asked_in_local_time(tmp_path, monkeypatch):
 
 def test_a_state_of_a_newer_slurm_counts_as_running(tmp_path, monkeypatch):
     fake_slurm(tmp_path, monkeypatch, squeue="7|TELEPORTING|None|n1|x", sacct="")
-    assert find_jobs(["7"])["7"].phase is Phase.RUNNING
+    assert find_jobs(["7"])["7"].state is State.RUNNING
 
 
 def test_no_slurm_here_is_one_clear_line(tmp_path, monkeypatch):

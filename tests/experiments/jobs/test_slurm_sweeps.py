@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 
 from experiments.jobs.backends.slurm_commands import PHASES, find_jobs
+from tests.experiments.records import read_json
 from tests.experiments.slurm_cluster import SlurmCluster
 from tests.experiments.tiny import (
     Tiny,
     checkpoint_iteration,
     experiments,
-    read_json,
     run_folders,
     start,
     state,

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.experiments.records import read_json, write_json
 from tests.experiments.tiny import (
     ROOT,
     checkpoint_iteration,
     command,
     experiments,
     make_tiny,
-    read_json,
     run_folders,
     start,
     state,
@@ -201,23 +201,23 @@ def test_jobs_run_the_code_as_it_was_when_submitted(tiny, runs, tmp_path):
         text=True,
     )
     wait_until(lambda: bool(list((runs / "code").glob("[0-9a-f]*"))))
-    for module in ("engine.py", "modeling/yolof.py"):
+    for module in ("engine/trainer.py", "modeling/meta_arch/yolof.py"):
         (checkout / "yolof_d2" / module).write_text("raise RuntimeError('edited while it waited')")
     said, _ = submit.communicate(timeout=90)
     assert "now 1 finished" in said
     folder = run_folders(runs)["a"]
     code = Path(read_json(folder / "attempts" / "1.json")["code_folder"])
-    assert "edited" not in (code / "yolof_d2" / "engine.py").read_text()
+    assert "edited" not in (code / "yolof_d2" / "engine" / "trainer.py").read_text()
 
 
 def test_starts_that_get_nowhere_are_given_up(tiny, runs, monkeypatch):
     from experiments.errors import ExperimentError
-    from experiments.jobs.rank import Start
-    from experiments.store.files import write_json
+    from experiments.jobs.attempt import Attempt
     from experiments.store.ledger import Ledger
+    from experiments.store.records import Submission
 
     ledger = Ledger(runs)
-    ledger.write_submission({"token": "t", "runs": ["r"]})
+    ledger.write_submission(Submission(token="t", runs=["r"]))
     ledger.claim("t", ["r"])
     monkeypatch.setenv("SUBMITIT_DEBUG_JOB_ID", "1")
     monkeypatch.setenv("SUBMITIT_FOLDER", str(runs))
@@ -226,7 +226,7 @@ def test_starts_that_get_nowhere_are_given_up(tiny, runs, monkeypatch):
         record = [{"token": "t", "first": first, "last": last} for first, last in attempts]
         content = {"token": "t", "iteration": 9, "attempts": record, "evaluations": []}
         write_json(ledger.run_folder("r") / "state.json", content)
-        return Start(str(runs), "r", "t").begin()
+        return Attempt(str(runs), "r", "t").begin()
 
     assert begin((0, 0), (0, 0), (0, 0), (0, 0))
     assert begin((0, 0), (0, 0), (0, 0), (0, 9), (9, 9))

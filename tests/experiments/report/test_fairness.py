@@ -8,9 +8,10 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.jobs.observe import Observation, State
-from experiments.report.fairness import _NODES, find_mixes, unequal_knobs
+from experiments.jobs.state import Observation, State
+from experiments.report.fairness import find_mixes, unequal_knobs
 from experiments.report.outcomes import Comparison, Outcome, Row, compare, read_outcomes
+from experiments.store.records import RunRecord, SweepRun
 from tests.experiments.finished import CONFIG, DATA, FinishedSweep, changed, summary
 
 
@@ -24,10 +25,9 @@ def knobs_of(*configs: dict, overrides: tuple[str, ...] = ()) -> tuple[dict, dic
     """Rows a, b, ... of these configs: key -> values in their order, None where it is not read."""
     rows = []
     for name, config in zip("abcdef", configs, strict=False):
-        run = {"id": name, "name": name, "row": name, "cells": {"run": name}, "seed": 0}
-        record = {
-            "config": config, "overrides": dict.fromkeys(overrides), "config_file": "model.yaml"
-        }  # fmt: skip
+        run = SweepRun(id=name, name=name, row=name, cells={"run": name}, seed=0)
+        values = {"config": config, "overrides": dict.fromkeys(overrides)}
+        record = RunRecord.model_validate({**values, "config_file": "model.yaml"})
         rows.append(Row(name, [Outcome(run, Observation(State.FINISHED), record)]))
     names = [row.name for row in rows]
     both = unequal_knobs(rows)
@@ -174,12 +174,6 @@ def test_every_key_that_is_not_equal_everywhere_is_listed_and_no_other(flats):
     for key in unequal:
         present = [flat[key] for flat in flats if key in flat]
         assert (key in different) == any(value != present[0] for value in present)
-
-
-def test_the_nodes_are_those_of_the_models():
-    from yolof_d2.config import _OWN_NODES
-
-    assert {name: (node,) for name, node in _NODES.items()} == _OWN_NODES
 
 
 def test_a_run_that_is_not_finished_does_not_mix(tmp_path: Path):

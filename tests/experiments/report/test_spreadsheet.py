@@ -11,16 +11,27 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.jobs.observe import Observation, State
+from experiments.jobs.state import Observation, State
 from experiments.report.outcomes import Outcome
 from experiments.report.spreadsheet import to_csv
+from experiments.store.records import (
+    AttemptSpan,
+    Progress,
+    ResolvedConfig,
+    RunRecord,
+    Summary,
+    SweepRun,
+)
 from tests.experiments.finished import summary
 
 
 def outcome_of(content: dict[str, Any], state: State = State.FINISHED, **cells: str) -> Outcome:
-    run = {"id": "0" * 12, "name": "n", "row": "n", "cells": cells or {"k": "1"}, "seed": 7}
-    attempts = [{"token": "t"}, {"token": "t"}, {"token": "u"}]
-    return Outcome(run, Observation(state, progress={"attempts": attempts}), {}, content)
+    run = SweepRun(id="0" * 12, name="n", row="n", cells=cells or {"k": "1"}, seed=7)
+    progress = Progress(attempts=[AttemptSpan(token=token) for token in "ttu"])
+    record = RunRecord(config=ResolvedConfig({}))
+    return Outcome(
+        run, Observation(state, progress=progress), record, Summary.model_validate(content)
+    )
 
 
 def read(text: str) -> list[dict[str, str]]:

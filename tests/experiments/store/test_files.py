@@ -12,14 +12,23 @@ import time
 import pytest
 
 from experiments.errors import ExperimentError, RecordError
-from experiments.store.files import FORMAT, locked, read_json, write_json
+from experiments.store.files import locked, read_record, write_record
+from experiments.store.records import Record
+
+
+class Note(Record):
+    """A record."""
+
+    text: str
+    number: int = 0
 
 
 def test_a_record_comes_back_with_its_format(tmp_path):
     path = tmp_path / "deep" / "record.json"
-    write_json(path, {"a": [1, None]})
-    assert read_json(path) == {"format": FORMAT, "a": [1, None]}
-    assert read_json(tmp_path / "absent.json") is None
+    write_record(path, Note(text="é", number=3))
+    assert json.loads(path.read_text()) == {"format": 1, "text": "é", "number": 3}
+    assert read_record(path, Note) == Note(text="é", number=3)
+    assert read_record(tmp_path / "absent.json", Note) is None
     assert os.listdir(path.parent) == ["record.json"]
 
 
@@ -30,14 +39,16 @@ def test_a_record_comes_back_with_its_format(tmp_path):
         ("", "is damaged (not JSON"),
         ("[1]", "expected an object, got list"),
         ('{"format": 99}', "has format 99, this version reads format 1"),
-        ('{"a": 1}', "has format None"),
+        ('{"text": "a"}', "has format None"),
+        ('{"format": 1}', "text: Field required"),
+        ('{"format": 1, "text": "a", "number": "many"}', "number: Input should be a valid integer"),
     ],
 )
 def test_what_cannot_be_read_says_why(tmp_path, content, words):
     path = tmp_path / "record.json"
     path.write_text(content)
     with pytest.raises(RecordError) as error:
-        read_json(path)
+        read_record(path, Note)
     assert str(path) in str(error.value) and words in str(error.value)
 
 
@@ -45,19 +56,19 @@ def _write_too_much(path):
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
     try:
-        write_json(path, {"text": "x" * 100_000})
+        write_record(path, Note(text="x" * 100_000))
     except ExperimentError as error:
         path.with_suffix(".error").write_text(str(error))
 
 
 def test_a_write_that_the_system_refuses_leaves_the_old_record(tmp_path):
     path = tmp_path / "record.json"
-    write_json(path, {"a": 1})
+    write_record(path, Note(text="old"))
     process = multiprocessing.get_context("fork").Process(target=_write_too_much, args=(path,))
     process.start()
     process.join(30)
     assert "cannot write" in path.with_suffix(".error").read_text()
-    assert read_json(path) == {"format": FORMAT, "a": 1}
+    assert read_record(path, Note) == Note(text="old")
     assert sorted(os.listdir(tmp_path)) == ["record.error", "record.json"]
 
 
@@ -65,7 +76,7 @@ def _write_for_ever(path):
     number = 0
     while True:
         number += 1
-        write_json(path, {"number": number, "text": "x" * 20_000}, durable=False)
+        write_record(path, Note(number=number, text="x" * 20_000), durable=False)
 
 
 def test_a_reader_never_sees_half_a_record_not_even_of_a_killed_writer(tmp_path):
@@ -75,8 +86,8 @@ def test_a_reader_never_sees_half_a_record_not_even_of_a_killed_writer(tmp_path)
         process.start()
         deadline = time.monotonic() + 0.3
         while time.monotonic() < deadline:
-            record = read_json(path)
-            assert record is None or len(record["text"]) == 20_000
+            record = read_record(path, Note)
+            assert record is None or len(record.text) == 20_000
         process.kill()
         process.join()
         assert json.loads(path.read_text())["number"] > 0
@@ -108,6 +119,6 @@ def test_the_lock_excludes_other_processes_and_dies_with_its_holder(tmp_path):
 def test_a_folder_that_cannot_be_made_is_one_clear_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ExperimentError, match=r"cannot write .*Expected a writable folder"):
-        write_json(tmp_path / "file" / "record.json", {})
+        write_record(tmp_path / "file" / "record.json", Note(text=""))
     with pytest.raises(ExperimentError, match="cannot lock"), locked(tmp_path / "file" / ".lock"):
         pass

@@ -9,8 +9,8 @@ import pytest
 
 from experiments.errors import ExperimentError
 from experiments.store import snapshot
-from experiments.store.files import read_json
 from experiments.store.snapshot import take_snapshot
+from tests.experiments.records import read_json
 
 
 def git(folder: Path, *words: str) -> str:
@@ -60,12 +60,11 @@ def test_the_same_code_is_copied_once_and_edited_code_again(checkout, tmp_path):
 def test_commit_and_difference_are_recorded(checkout, tmp_path):
     clean = take_snapshot(tmp_path / "code")
     record = read_json(clean / "snapshot.json")
-    assert record is not None
     # weights.bin is not in git, and not copied either.
     assert (record["commit"], record["dirty"]) == (git(checkout, "rev-parse", "HEAD"), False)
     (checkout / "parts").mkdir()
     (checkout / "parts" / "new.py").write_text("")
-    assert snapshot.code_state()["changed"] == ["?? parts/new.py"]
+    assert snapshot.code_state().changed == ["?? parts/new.py"]
     (checkout / "yolof_d2" / "engine.py").write_text("second")
     dirty = take_snapshot(tmp_path / "code")
     assert "-first" in (dirty / "changes.diff").read_text()
@@ -84,4 +83,4 @@ def test_without_git_the_folders_of_the_package_are_copied(checkout, tmp_path, m
     code = {"yolof_d2/engine.py", "experiments/job.py", "configs/a.yaml"}
     assert files(taken) == {*code, "snapshot.json"}
     record = read_json(taken / "snapshot.json")
-    assert record is not None and record["commit"] is None
+    assert record["commit"] is None

@@ -19,9 +19,9 @@ import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 
 from experiments.errors import ExperimentError
-from experiments.store.files import read_json, write_json
 from experiments.store.ledger import Ledger
 from experiments.tracking.dashboard import dashboard
+from tests.experiments.records import read_json, write_json
 
 ROOT = Path(__file__).parents[3]
 KEY = "k" * 40
@@ -44,7 +44,7 @@ def write_sweep(ledger: Ledger, *, device: str = "cuda") -> None:
     runs = []
     for identity, name in RUNS.items():
         row = name.split(",")[0]
-        runs.append({"id": identity, "name": name, "row": row})
+        runs.append({"id": identity, "name": name, "row": row, "cells": {}, "seed": 0})
         group = "study" if row == "k=1" else "older"
         config = {"MODEL": {"DEVICE": device}, "WANDB": {"PROJECT": "p", "ENTITY": ""}}
         record = {"wandb": {"id": identity, "name": name, "group": group}, "config": config}
@@ -358,7 +358,7 @@ def test_a_second_call_updates_and_keeps_what_people_added(ledger, server):
     spec = json.loads(report["spec"])
     spec["discussionThreads"] = [{"id": "thread"}]
     report["spec"] = json.dumps(spec)
-    sweep = ledger.read_sweep("study")
+    sweep = read_json(ledger.sweep_folder("study") / "sweep.json")
     sweep["runs"], sweep["question"] = sweep["runs"][1:], "Which k now?"
     write_json(ledger.sweep_folder("study") / "sweep.json", sweep)
 
@@ -433,7 +433,7 @@ def test_no_project_makes_none(ledger, server):
 
 
 def test_runs_of_two_projects(ledger, monkeypatch):
-    record = ledger.read_run(THIRD)
+    record = read_json(ledger.run_folder(THIRD) / "run.json")
     record["config"]["WANDB"]["PROJECT"] = "q"
     write_json(ledger.run_folder(THIRD) / "run.json", record)
     assert "'p', 'q'" in (message := refusal(ledger, dry_run=True)) and "WANDB_PROJECT" in message
@@ -454,7 +454,7 @@ def test_one_line_says_what_is_missing(ledger, environment, expected):
     """In a process of its own: the client keeps a key and its time limit once it has them."""
     code = f"""
 from pathlib import Path
-from experiments.dashboard import dashboard
+from experiments.tracking.dashboard import dashboard
 from experiments.errors import ExperimentError
 from experiments.store.ledger import Ledger
 try:

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from experiments.errors import ExperimentError
-from experiments.jobs.observe import Observation, State
-from experiments.jobs.submit import _put_away
-from experiments.store.files import write_json
+from experiments.jobs.state import Observation, State
+from experiments.jobs.submit import discard_outputs
 from experiments.store.ledger import Ledger
 from experiments.tracking.push import push
 from experiments.tracking.wandb_identity import wandb_identity
+from tests.experiments.records import write_json
 from tests.tracking.client import fresh_client, logged_in_server
 from tests.wandb_server import WandbServer
 
@@ -42,8 +42,9 @@ def ledger(tmp_path: Path) -> Ledger:
         run["wandb"] = {"id": identity, "name": name, "group": "study"}
         run["config"] = {"SOLVER": {"MAX_ITER": ITERATIONS}, "OUTPUT_DIR": "./output"}
         write_json(ledger.run_folder(identity) / "run.json", run)
-        runs.append({"id": identity, "name": name, "iterations": ITERATIONS})
-    write_json(ledger.sweep_folder("study") / "sweep.json", {"sweep": "study", "runs": runs})
+        runs.append({"id": identity, "name": name, "row": name, "cells": {}, "seed": 0})
+    sweep = {"sweep": "study", "question": "?", "baseline": "YOLOF", "runs": runs}
+    write_json(ledger.sweep_folder("study") / "sweep.json", sweep)
     return ledger
 
 
@@ -109,9 +110,9 @@ def test_push_sends_what_is_missing_and_nothing_twice(
 def test_restarted_run_is_another_one(ledger: Ledger, server: WandbServer) -> None:
     write_metrics(ledger, "aaaa", 19, 39)
     push(ledger, "study")
-    _put_away(ledger.run_folder("aaaa"))
+    discard_outputs(ledger.run_folder("aaaa"))
     write_metrics(ledger, "aaaa", 19, shift=1.0)
-    assert wandb_identity(ledger, "aaaa")["id"] == "aaaa-2"
+    assert wandb_identity(ledger, "aaaa").id == "aaaa-2"
     push(ledger, "study")
     assert losses(server, "aaaa") == expected(19, 39)
     assert losses(server, "aaaa-2") == {19: 1 / 20 + 1}

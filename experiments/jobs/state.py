@@ -1,0 +1,54 @@
+"""The states of a run, and an observation of one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from experiments.store.records import Progress
+
+
+class State(Enum):
+    """State of a run, in the words of the tables."""
+
+    MISSING = "not submitted"
+    QUEUED = "queued"
+    RUNNING = "running"
+    FINISHED = "finished"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    TIMED_OUT = "timed out"
+    OUT_OF_MEMORY = "out of memory"
+    NODE_FAILED = "node failed"
+    PREEMPTED = "preempted"
+    INTERRUPTED = "interrupted"
+    LOST = "lost"
+    UNREADABLE = "unreadable"
+
+
+ACTIVE = frozenset({State.QUEUED, State.RUNNING})
+"""A job has the run: nothing is submitted."""
+
+RETRIABLE = frozenset(State) - ACTIVE - {State.MISSING, State.FINISHED, State.UNREADABLE}
+"""The run ended without finishing; ``retry`` goes on with it."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """A run as it is now.
+
+    Attributes:
+        state: see :class:`State`.
+        reason: why it waits, or why it did not finish; may be empty.
+        job_id: of its cluster, or of the process on ``host``; None before it was submitted.
+        nodes: where it runs or ran.
+        executor: name of the backend that has it.
+        progress: what its job wrote last, empty before the run started.
+    """
+
+    state: State
+    reason: str = ""
+    job_id: str | None = None
+    nodes: str = ""
+    executor: str = ""
+    progress: Progress = field(default_factory=Progress)
