@@ -9,7 +9,7 @@ from fvcore.nn import sigmoid_focal_loss_jit
 from torch import Tensor
 
 from yolof_d2.errors import ConfigError
-from yolof_d2.modeling.box_regression import (
+from yolof_d2.modeling.box_losses import (
     complete_iou_loss,
     delta_l1_loss,
     distance_iou_loss,

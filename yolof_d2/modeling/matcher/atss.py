@@ -9,7 +9,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from torch import Tensor
 
-from yolof_d2.modeling.box_regression import box_iou, xyxy_to_cxcywh
+from yolof_d2.modeling.box_ops import box_iou, xyxy_to_cxcywh
 
 from .build import MATCHER_REGISTRY, GroundTruth, Matcher, MatchResult
 from .common import contains, match_highest_score, require

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from yolof_d2.errors import ConfigError
-from yolof_d2.modeling.box_regression import box_iou
+from yolof_d2.modeling.box_ops import box_iou
 
 from .build import IGNORED, GroundTruth, MatchResult
 

@@ -10,7 +10,8 @@ from detectron2.layers import ShapeSpec
 from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor
 
-from yolof_d2.modeling.box_regression import generalized_iou_loss, xyxy_to_cxcywh
+from yolof_d2.modeling.box_losses import generalized_iou_loss
+from yolof_d2.modeling.box_ops import xyxy_to_cxcywh
 
 from .build import MATCHER_REGISTRY, GroundTruth, Matcher, MatchResult
 from .common import match_each_anchor, require

@@ -7,7 +7,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from yolof_d2.modeling.box_regression import box_iou
+from yolof_d2.modeling.box_ops import box_iou
 
 from .build import IGNORED, GroundTruth, Matcher, MatchResult
 from .common import pairwise_iou, require

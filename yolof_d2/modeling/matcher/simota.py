@@ -10,7 +10,7 @@ from detectron2.layers import ShapeSpec
 from torch import Tensor
 from torch.nn import functional as F
 
-from yolof_d2.modeling.box_regression import xyxy_to_cxcywh
+from yolof_d2.modeling.box_ops import xyxy_to_cxcywh
 
 from .build import MATCHER_REGISTRY, GroundTruth, Matcher, MatchResult
 from .common import contains, match_highest_score, pairwise_iou, require

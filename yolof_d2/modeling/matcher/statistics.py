@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from yolof_d2.modeling.box_regression import box_area
+from yolof_d2.modeling.box_ops import box_area
 
 from .build import IGNORED, GroundTruth, MatchResult
 
