@@ -56,6 +56,7 @@ def test_a_launch_that_can_work_is_let_through(make_cfg, overrides, launch):
     [
         (["MODEL.YOLOF.MATCHER.NAME", "Uniform"], r"MATCHER.NAME is 'Uniform'.*UniformMatcher"),
         (["MODEL.YOLOF.ENCODER.DILATED.DILATIONS", "[0]"], r"DILATIONS must be 1 or more"),
+        (["MODEL.BACKBONE.NAME", "no"], r"MODEL\.BACKBONE\.NAME is 'no'"),
     ],
 )
 def test_a_model_that_cannot_be_built_is_told_before_the_launch(make_cfg, overrides, said):

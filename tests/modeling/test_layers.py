@@ -9,7 +9,6 @@ from yolof_d2.errors import ConfigError
 from yolof_d2.modeling.layers import (
     build_activation,
     build_norm,
-    check_at_least,
     conv_norm_act,
     init_conv_normal,
 )
@@ -56,16 +55,6 @@ def test_convolutions_are_drawn_from_a_narrow_normal_and_other_layers_are_left_a
         assert conv.weight.mean().abs() < 0.002
     assert not module[0].bias.any()
     assert torch.equal(module[2].weight, linear)
-
-
-@pytest.mark.parametrize("value", [1, 2])
-def test_a_value_at_or_above_the_minimum_passes(value):
-    check_at_least(1, "MODEL.X", WIDTH=value, DEPTH=1)
-
-
-def test_a_value_below_the_minimum_is_refused_by_its_full_key():
-    with pytest.raises(ConfigError, match=r"^MODEL\.X\.DEPTH must be 1 or more, got 0$"):
-        check_at_least(1, "MODEL.X", WIDTH=1, DEPTH=0)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from yolof_d2.config import num_classes
 from yolof_d2.engine import Trainer
 from yolof_d2.engine.train_loop import MixedPrecisionTrainer
 from yolof_d2.errors import ConfigError
+from yolof_d2.modeling import build_model
 from yolof_d2.modeling.meta_arch.yolof import YOLOF
 
 from .parts import Mark, find_parts

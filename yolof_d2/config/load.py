@@ -12,8 +12,8 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import META_ARCH_REGISTRY
 
+import yolof_d2.modeling  # noqa: F401  registers the parts
 from yolof_d2.errors import ConfigError
-from yolof_d2.modeling.checks import check_backbone
 
 from .defaults import add_yolof_config
 from .plugins import load_plugins
@@ -139,7 +139,6 @@ def validate_config(cfg: CfgNode) -> None:
             f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}, which is not registered; "
             f"did you mean {near!r}?"
         )
-    check_backbone(cfg)
 
 
 def _raise_unknown(written: Sequence[str], known: Sequence[str], where: str) -> None:

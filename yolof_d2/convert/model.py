@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from detectron2.modeling import build_model
-
 from yolof_d2.config import build_cfg
 from yolof_d2.errors import UserError
+from yolof_d2.modeling import build_model
 
 from .formats import FORMATS, Conversion, Rules, Weights, select, show, translate
 

@@ -12,10 +12,10 @@ from detectron2.data import detection_utils
 from detectron2.structures import Boxes, Instances
 from fvcore.transforms.transform import Transform
 
+from yolof_d2.checks import check_range, check_size, require
 from yolof_d2.errors import ConfigError, DataError
 
 from .augmentation import build_augmentation
-from .augmentation.checks import check_range, check_size, require
 from .mapper import YOLOFDatasetMapper
 
 __all__ = ["MosaicMapper", "TileMapper", "build_mosaic_mapper"]

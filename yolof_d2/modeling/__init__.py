@@ -6,6 +6,7 @@ from .encoder import ENCODER_REGISTRY, Encoder, build_encoder
 from .losses import LOSS_REGISTRY, DetectionLoss, build_loss
 from .matcher import MATCHER_REGISTRY, GroundTruth, Matcher, MatchResult, build_matcher
 from .meta_arch import FCOS, RetinaNetPlus
+from .meta_arch.build import build_model
 from .meta_arch.yolof import YOLOF
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     "build_encoder",
     "build_loss",
     "build_matcher",
+    "build_model",
 ]

@@ -14,22 +14,6 @@ _ACTIVATIONS = {
 }
 
 
-def check_at_least(minimum: int, node: str, **values: int) -> None:
-    """Check whole numbers of one config node, such as ``NUM_CHANNELS=0``.
-
-    Args:
-        minimum: the smallest value allowed.
-        node: full name of the node, for the message.
-        values: the values by their key in that node.
-
-    Raises:
-        ConfigError: a value is below ``minimum``.
-    """
-    for key, value in values.items():
-        if value < minimum:
-            raise ConfigError(f"{node}.{key} must be {minimum} or more, got {value}")
-
-
 def build_norm(name: str, num_channels: int) -> nn.Module:
     """Build a normalisation layer by Detectron2's name for it; ``""`` gives an identity.
 

@@ -17,13 +17,13 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from tabulate import tabulate
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from yolof_d2.config import build_cfg
 from yolof_d2.errors import ConfigError, UserError
+from yolof_d2.modeling import build_model
 
 INTRODUCTION = """\
 # Model zoo

@@ -90,6 +90,7 @@ def test_a_damaged_memory_is_made_again(tiny, tmp_path, asked):
         ({"SOLVER.BASE_LR": "fast"}, "SOLVER.BASE_LR"),
         ({"MODEL.YOLOF.ENCODER.NAME": "Nope"}, "its model cannot be built: "),
         ({"MODEL.YOLOF.ENCODER.DILATED.DILATIONS": [99]}, "its model cannot be built: "),
+        ({"MODEL.BACKBONE.NAME": "no"}, "cannot be built: MODEL.BACKBONE.NAME is 'no'"),
         ({"SOLVER.IMS_PER_BATCH": 3}, "which 2 ranks cannot share evenly"),
         ({"MODEL.WEIGHTS": "nowhere.pkl"}, "there is no file 'nowhere.pkl'"),
         ({"DATASETS.TRAIN_JSON": "gone.json"}, "gone.json"),

@@ -8,9 +8,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_backbone
 
 from yolof_d2.errors import ConfigError
-from yolof_d2.modeling.backbone import check_resnet_config
-
-RESNETS = ["build_resnet_backbone", "build_resnet_fpn_backbone"]
+from yolof_d2.modeling.backbone.resnet_checks import check_resnet_config
 
 
 def is_built_by_detectron2(cfg: CfgNode) -> bool:
@@ -57,7 +55,6 @@ def test_features_are_refused_when_detectron2_does_not_have_them(cfg, out_featur
             check_resnet_config(cfg)
 
 
-@pytest.mark.parametrize("name", RESNETS)
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
@@ -72,14 +69,7 @@ def test_features_are_refused_when_detectron2_does_not_have_them(cfg, out_featur
         ({"DEPTH": 34, "RES2_OUT_CHANNELS": 64, "NUM_GROUPS": 32}, r"NUM_GROUPS 1 \(is 32\)"),
     ],
 )
-def test_the_message_names_key_value_and_what_was_expected(cfg, name, keys, message):
-    cfg.MODEL.BACKBONE.NAME = name
+def test_the_message_names_key_value_and_what_was_expected(cfg, keys, message):
     cfg.MODEL.RESNETS.update(keys)
     with pytest.raises(ConfigError, match=message):
         check_resnet_config(cfg)
-
-
-def test_other_backbones_do_not_read_it(cfg):
-    cfg.MODEL.BACKBONE.NAME = "build_cspdarknet_backbone"
-    cfg.MODEL.RESNETS.DEPTH = 20
-    check_resnet_config(cfg)

@@ -12,6 +12,10 @@ from yolof_d2.modeling.encoder import DilatedEncoder, build_encoder
 INPUT = ShapeSpec(channels=6, stride=32)
 
 
+class Mine(DilatedEncoder):
+    pass
+
+
 def make_encoder(dilations=(2, 4), **options) -> DilatedEncoder:
     torch.manual_seed(0)
     options = {"num_channels": 8, "mid_channels": 4, **options}
@@ -116,3 +120,17 @@ def test_parameters_have_the_names_of_the_public_checkpoints_whatever_the_norm(n
 def test_impossible_settings_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         make_encoder(**options)
+
+
+@pytest.mark.parametrize("encoder", [DilatedEncoder, Mine])
+@pytest.mark.parametrize(("fixed_size", "cells"), [((), 42), ((64, 256), 8)])
+def test_a_dilation_as_wide_as_the_map_is_refused(cfg, encoder, fixed_size, cells):
+    cfg.INPUT.FIXED_SIZE.TRAIN = fixed_size
+    node = cfg.MODEL.YOLOF.ENCODER.DILATED
+    node.DILATIONS = [2, cells - 1]
+    encoder(cfg, INPUT)
+    node.DILATIONS = [2, cells]
+    with pytest.raises(
+        ConfigError, match=rf"DILATIONS is \[2, {cells}\].*stride 32.*has {cells} cells"
+    ):
+        encoder(cfg, INPUT)

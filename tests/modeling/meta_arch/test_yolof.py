@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from yolof_d2.data.synthetic import write_synthetic_dataset
 from yolof_d2.errors import ConfigError
+from yolof_d2.modeling import YOLOF
 
 Box = tuple[float, float, float, float]
 
@@ -289,4 +290,33 @@ def test_retinanet_is_the_same_before_and_after_the_import():
 
 
 def test_importing_the_package_is_enough_for_build_model():
-    assert output_of(start(BUILD_MODEL)).strip() == "yolof_d2.modeling.yolof"
+    assert output_of(start(BUILD_MODEL)).strip() == "yolof_d2.modeling.meta_arch.yolof"
+
+
+class Mine(YOLOF):
+    pass
+
+
+@pytest.mark.parametrize("detector", [YOLOF, Mine])
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("SIZES", [[32], [64]], r"SIZES is \[\[32\], \[64\]\].*one feature map"),
+        ("SIZES", [[]], r"SIZES is \[\[\]\]"),
+        ("SIZES", [[32, -64]], "positive"),
+        ("ASPECT_RATIOS", [[0.0]], "ASPECT_RATIOS.*positive"),
+    ],
+)
+def test_anchors_that_are_not_for_one_map_are_refused(cfg, detector, key, value, said):
+    cfg.MODEL.ANCHOR_GENERATOR[key] = value
+    with pytest.raises(ConfigError, match=said):
+        detector(cfg)
+
+
+@pytest.mark.parametrize("detector", [YOLOF, Mine])
+def test_boxes_between_two_anchors_must_be_in_reach(cfg, detector):
+    cfg.MODEL.YOLOF.BOX_TRANSFORM.CENTER_CLAMP = 16
+    detector(cfg)
+    cfg.MODEL.YOLOF.BOX_TRANSFORM.CENTER_CLAMP = 15
+    with pytest.raises(ConfigError, match=r"CENTER_CLAMP is 15 pixels.*stride of 32.*16 pixels"):
+        detector(cfg)

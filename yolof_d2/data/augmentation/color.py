@@ -8,7 +8,7 @@ import numpy as np
 from detectron2.data import transforms as T
 from fvcore.transforms.transform import NoOpTransform, Transform
 
-from .checks import require
+from yolof_d2.checks import require
 
 __all__ = ["ColorDistortion", "ColorDistortionTransform"]
 

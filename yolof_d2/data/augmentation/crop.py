@@ -6,7 +6,7 @@ import numpy as np
 from detectron2.data import transforms as T
 from fvcore.transforms.transform import NoOpTransform, Transform, TransformList
 
-from .checks import require
+from yolof_d2.checks import require
 
 __all__ = ["ClipBoxes", "ClipBoxesTransform", "JitterCrop"]
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from detectron2.data import transforms as T
 
-from .checks import check_range, check_size
+from yolof_d2.checks import check_range, check_size
 
 __all__ = ["FixedSizeResize"]
 

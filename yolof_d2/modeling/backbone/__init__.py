@@ -1,6 +1,7 @@
+from .build import build_backbone, check_backbone
 from .cspdarknet import CSPDarkNet, build_cspdarknet_backbone
-from .feature_arrangements import MultipleInSingleOut, SingleInMultipleOut
-from .resnet_checks import check_resnet_config
+from .miso import MultipleInSingleOut
+from .simo import SingleInMultipleOut
 from .timm_backbone import TimmBackbone, build_timm_backbone
 
 __all__ = [
@@ -8,7 +9,8 @@ __all__ = [
     "MultipleInSingleOut",
     "SingleInMultipleOut",
     "TimmBackbone",
+    "build_backbone",
     "build_cspdarknet_backbone",
     "build_timm_backbone",
-    "check_resnet_config",
+    "check_backbone",
 ]

@@ -11,8 +11,9 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from fvcore.nn.weight_init import c2_msra_fill
 from torch import Tensor, nn
 
+from yolof_d2.checks import check_at_least
 from yolof_d2.errors import ConfigError
-from yolof_d2.modeling.layers import build_norm, check_at_least
+from yolof_d2.modeling.layers import build_norm
 
 _NUM_BLOCKS = (1, 2, 8, 8, 4)  # of res1 to res5
 _FEATURES = ("stem", "res1", "res2", "res3", "res4", "res5")

@@ -1,4 +1,4 @@
-"""What Detectron2's ResNet builder only asserts, said in the words of the config."""
+"""Say in the words of the config what Detectron2's ResNet builder only asserts."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ _FEATURES = ("stem", "res2", "res3", "res4", "res5")
 
 
 def check_resnet_config(cfg: CfgNode) -> None:
-    """Check ``MODEL.RESNETS`` if the backbone reads it: its builder has "resnet" in its name.
+    """Check ``MODEL.RESNETS``.
 
     Raises:
         ConfigError: an unknown depth or feature, another dilation than 1 or 2, or what
             ResNet-18 and -34 do not have: another width, dilation, groups, deformable convolution.
     """
-    if "resnet" not in cfg.MODEL.BACKBONE.NAME:
-        return
     node = cfg.MODEL.RESNETS
     if node.DEPTH not in _DEPTHS:
         raise ConfigError(

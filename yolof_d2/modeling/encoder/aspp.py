@@ -9,8 +9,9 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ASPP, ShapeSpec
 from torch import Tensor
 
+from yolof_d2.checks import check_at_least
 from yolof_d2.errors import ConfigError
-from yolof_d2.modeling.layers import build_activation, build_norm, check_at_least
+from yolof_d2.modeling.layers import build_activation, build_norm
 
 from .build import ENCODER_REGISTRY, Encoder
 

@@ -9,8 +9,10 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
+from yolof_d2.checks import check_at_least
 from yolof_d2.errors import ConfigError
-from yolof_d2.modeling.layers import check_at_least, conv_norm_act, init_conv_normal
+from yolof_d2.modeling.layers import conv_norm_act, init_conv_normal
+from yolof_d2.modeling.training_map import count_cells, warn_of_c5_values
 
 from .build import ENCODER_REGISTRY
 from .projector import ProjectorEncoder
@@ -106,6 +108,16 @@ class DilatedEncoder(ProjectorEncoder):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
         node = cfg.MODEL.YOLOF.ENCODER.DILATED
+        _, longest = count_cells(cfg, input_shape)
+        if max(node.DILATIONS, default=0) >= longest:
+            raise ConfigError(
+                f"MODEL.YOLOF.ENCODER.DILATED.DILATIONS is {node.DILATIONS}, but at stride "
+                f"{input_shape.stride} the longest side of a training image has {longest} cells "
+                "(INPUT.MAX_SIZE_TRAIN): such a convolution reads nothing but padding beside its "
+                "centre"
+            )
+        published = ([2, 4, 6, 8], [4, 8, 12, 16])
+        warn_of_c5_values(cfg, input_shape, "MODEL.YOLOF.ENCODER.DILATED", DILATIONS=published)
         return {
             "input_shape": input_shape,
             "num_channels": node.NUM_CHANNELS,

@@ -7,7 +7,8 @@ from detectron2.layers import ShapeSpec
 from fvcore.nn.weight_init import c2_xavier_fill
 from torch import Tensor, nn
 
-from yolof_d2.modeling.layers import build_norm, check_at_least
+from yolof_d2.checks import check_at_least
+from yolof_d2.modeling.layers import build_norm
 
 from .build import ENCODER_REGISTRY, Encoder
 

@@ -9,8 +9,8 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
+from yolof_d2.checks import check_at_least
 from yolof_d2.errors import ConfigError
-from yolof_d2.modeling.layers import check_at_least
 
 from .build import ENCODER_REGISTRY, Encoder
 

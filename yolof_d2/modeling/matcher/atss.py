@@ -9,10 +9,11 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from torch import Tensor
 
+from yolof_d2.checks import require
 from yolof_d2.modeling.box_ops import box_iou, xyxy_to_cxcywh
 
 from .build import MATCHER_REGISTRY, GroundTruth, Matcher, MatchResult
-from .common import contains, match_highest_score, require
+from .common import contains, match_highest_score
 
 
 @MATCHER_REGISTRY.register()
@@ -46,7 +47,7 @@ class ATSSMatcher(Matcher):
         Raises:
             ConfigError: ``topk`` below 1.
         """
-        require(topk >= 1, "ATSS.TOPK", "be 1 or more", topk)
+        require(topk >= 1, "MODEL.YOLOF.MATCHER.ATSS.TOPK", "be 1 or more", topk)
         self.num_classes = num_classes
         self.num_anchors = num_anchors
         self.topk = topk

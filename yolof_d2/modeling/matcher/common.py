@@ -1,4 +1,4 @@
-"""What several matchers share: checks, geometry, and turning a decision into a match."""
+"""Geometry, and turning a decision into a match, for several matchers."""
 
 from __future__ import annotations
 
@@ -7,20 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from yolof_d2.errors import ConfigError
 from yolof_d2.modeling.box_ops import box_iou
 
 from .build import IGNORED, GroundTruth, MatchResult
-
-
-def require(condition: bool, key: str, expected: str, got: object) -> None:
-    """Refuse a value of ``MODEL.YOLOF.MATCHER.<key>`` unless ``condition`` holds.
-
-    Raises:
-        ConfigError: "<full key> must <expected>, got <got>".
-    """
-    if not condition:
-        raise ConfigError(f"MODEL.YOLOF.MATCHER.{key} must {expected}, got {got}")
 
 
 def contains(boxes: Tensor, points: Tensor) -> Tensor:

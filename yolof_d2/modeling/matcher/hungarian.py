@@ -10,11 +10,12 @@ from detectron2.layers import ShapeSpec
 from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor
 
+from yolof_d2.checks import require
 from yolof_d2.modeling.box_losses import generalized_iou_loss
 from yolof_d2.modeling.box_ops import xyxy_to_cxcywh
 
 from .build import MATCHER_REGISTRY, GroundTruth, Matcher, MatchResult
-from .common import match_each_anchor, require
+from .common import match_each_anchor
 
 LARGE_COST = 1e6  # in place of what is not finite, which scipy refuses
 
@@ -58,12 +59,13 @@ class HungarianMatcher(Matcher):
         Raises:
             ConfigError: a weight below 0, or not finite.
         """
+        node = "MODEL.YOLOF.MATCHER.HUNGARIAN"
         for key, value in (
             ("CLS_WEIGHT", cls_weight),
             ("L1_WEIGHT", l1_weight),
             ("GIOU_WEIGHT", giou_weight),
         ):
-            require(0 <= value < math.inf, f"HUNGARIAN.{key}", "be 0 or more, and finite", value)
+            require(0 <= value < math.inf, f"{node}.{key}", "be 0 or more, and finite", value)
         self.num_classes = num_classes
         self.stride = stride
         self.cls_weight = cls_weight

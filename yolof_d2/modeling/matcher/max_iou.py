@@ -7,8 +7,10 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from torch import Tensor
 
+from yolof_d2.checks import require
+
 from .build import MATCHER_REGISTRY, GroundTruth, Matcher, MatchResult
-from .common import match_each_anchor, pairwise_iou, require
+from .common import match_each_anchor, pairwise_iou
 
 
 @MATCHER_REGISTRY.register()
@@ -42,10 +44,10 @@ class MaxIoUMatcher(Matcher):
         Raises:
             ConfigError: thresholds out of range or order.
         """
-        require(0 < pos_iou <= 1, "MAX_IOU.POS_IOU", "lie in (0, 1]", pos_iou)
+        require(0 < pos_iou <= 1, "MODEL.YOLOF.MATCHER.MAX_IOU.POS_IOU", "lie in (0, 1]", pos_iou)
         require(
             0 < neg_iou <= pos_iou,
-            "MAX_IOU.NEG_IOU",
+            "MODEL.YOLOF.MATCHER.MAX_IOU.NEG_IOU",
             f"lie in (0, POS_IOU], which is (0, {pos_iou}]",
             neg_iou,
         )

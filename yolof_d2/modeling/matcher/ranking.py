@@ -5,12 +5,17 @@ from __future__ import annotations
 from abc import abstractmethod
 
 import torch
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
 from torch import Tensor
 
+from yolof_d2.checks import require
+from yolof_d2.errors import ConfigError
 from yolof_d2.modeling.box_ops import box_iou
+from yolof_d2.modeling.training_map import count_cells
 
 from .build import IGNORED, GroundTruth, Matcher, MatchResult
-from .common import pairwise_iou, require
+from .common import pairwise_iou
 
 
 class RankingMatcher(Matcher):
@@ -46,6 +51,7 @@ class RankingMatcher(Matcher):
         Raises:
             ConfigError: ``topk`` below 1, or a threshold outside [0, 1].
         """
+        node = f"MODEL.YOLOF.MATCHER.{node}"
         require(topk >= 1, f"{node}.TOPK", "be 1 or more", topk)
         for key, value in (("POS_IGNORE_IOU", pos_ignore_iou), ("NEG_IGNORE_IOU", neg_ignore_iou)):
             require(0 <= value <= 1, f"{node}.{key}", "lie in [0, 1]", value)
@@ -100,3 +106,24 @@ class RankingMatcher(Matcher):
             last_pair > 0, pair_labels.gather(1, (last_pair - 1).clamp(min=0)), labels
         )
         return MatchResult(labels, anchor_idx, gt_idx, positive)
+
+
+def check_topk(cfg: CfgNode, input_shape: ShapeSpec, num_anchors: int, node: str) -> None:
+    """Check that every training image has ``topk`` anchors.
+
+    Args:
+        cfg: the whole config.
+        input_shape: of the map that the anchors stand on.
+        num_anchors: per cell.
+        node: where ``TOPK`` stands, below ``MODEL.YOLOF.MATCHER``.
+
+    Raises:
+        ConfigError: the smallest image has fewer.
+    """
+    shortest, _ = count_cells(cfg, input_shape)
+    topk, found = cfg.MODEL.YOLOF.MATCHER[node].TOPK, shortest**2 * num_anchors
+    if topk > found:
+        raise ConfigError(
+            f"MODEL.YOLOF.MATCHER.{node}.TOPK is {topk}, but the smallest training image "
+            f"(INPUT.MIN_SIZE_TRAIN) has {found} anchors in all"
+        )

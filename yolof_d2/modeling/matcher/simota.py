@@ -10,10 +10,11 @@ from detectron2.layers import ShapeSpec
 from torch import Tensor
 from torch.nn import functional as F
 
+from yolof_d2.checks import require
 from yolof_d2.modeling.box_ops import xyxy_to_cxcywh
 
 from .build import MATCHER_REGISTRY, GroundTruth, Matcher, MatchResult
-from .common import contains, match_highest_score, pairwise_iou, require
+from .common import contains, match_highest_score, pairwise_iou
 
 OUTSIDE_COST = 1e5  # of YOLOX's released form: beyond any sum of the other terms
 
@@ -61,13 +62,14 @@ class SimOTAMatcher(Matcher):
         Raises:
             ConfigError: a value out of its range.
         """
-        require(candidate_topk >= 1, "SIMOTA.CANDIDATE_TOPK", "be 1 or more", candidate_topk)
+        node = "MODEL.YOLOF.MATCHER.SIMOTA"
+        require(candidate_topk >= 1, f"{node}.CANDIDATE_TOPK", "be 1 or more", candidate_topk)
         for key, value in (
             ("CENTER_RADIUS", center_radius),
             ("CLS_WEIGHT", cls_weight),
             ("IOU_WEIGHT", iou_weight),
         ):
-            require(0 <= value < math.inf, f"SIMOTA.{key}", "be 0 or more, and finite", value)
+            require(0 <= value < math.inf, f"{node}.{key}", "be 0 or more, and finite", value)
         self.num_classes = num_classes
         self.stride = stride
         self.center_radius = center_radius

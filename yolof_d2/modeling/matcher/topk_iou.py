@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .build import MATCHER_REGISTRY, GroundTruth
 from .common import pairwise_iou
-from .ranking import RankingMatcher
+from .ranking import RankingMatcher, check_topk
 
 
 @MATCHER_REGISTRY.register()
@@ -50,6 +50,7 @@ class TopKIoUMatcher(RankingMatcher):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec, num_anchors: int) -> dict:
         node = cfg.MODEL.YOLOF.MATCHER.TOPK_IOU
+        check_topk(cfg, input_shape, num_anchors, "TOPK_IOU")
         return {
             "num_classes": cfg.MODEL.YOLOF.NUM_CLASSES,
             "topk": node.TOPK,

@@ -9,11 +9,12 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from torch import Tensor
 
+from yolof_d2.checks import require
 from yolof_d2.modeling.box_ops import xyxy_to_cxcywh
+from yolof_d2.modeling.training_map import warn_of_c5_values
 
 from .build import MATCHER_REGISTRY, GroundTruth
-from .common import require
-from .ranking import RankingMatcher
+from .ranking import RankingMatcher, check_topk
 
 CANDIDATES = ("predictions", "anchors")
 
@@ -59,7 +60,7 @@ class UniformMatcher(RankingMatcher):
         self.candidates = [name for name in CANDIDATES if name in candidates]
         require(
             len(self.candidates) == len(candidates) > 0,
-            "UNIFORM.CANDIDATES",
+            "MODEL.YOLOF.MATCHER.UNIFORM.CANDIDATES",
             f"name one or both of {list(CANDIDATES)}, each once",
             candidates,
         )
@@ -67,6 +68,14 @@ class UniformMatcher(RankingMatcher):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec, num_anchors: int) -> dict:
         node = cfg.MODEL.YOLOF.MATCHER.UNIFORM
+        check_topk(cfg, input_shape, num_anchors, "UNIFORM")
+        warn_of_c5_values(
+            cfg,
+            input_shape,
+            "MODEL.YOLOF.MATCHER.UNIFORM",
+            TOPK=(4, 8),
+            POS_IGNORE_IOU=(0.15, 0.1),
+        )
         return {
             "num_classes": cfg.MODEL.YOLOF.NUM_CLASSES,
             "topk": node.TOPK,

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone
 from detectron2.modeling.box_regression import Box2BoxTransformLinear
 from detectron2.modeling.meta_arch import fcos
 from torch import Tensor, nn
 
 from yolof_d2.errors import ConfigError
+from yolof_d2.modeling.backbone import build_backbone
 
 
 class Float32Box2BoxTransformLinear(Box2BoxTransformLinear):

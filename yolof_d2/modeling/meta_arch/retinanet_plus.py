@@ -11,6 +11,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.meta_arch.retinanet import RetinaNet, RetinaNetHead
 from torch import Tensor, nn
 
+from yolof_d2.modeling.backbone import check_backbone
 from yolof_d2.modeling.decoder.implicit_objectness import fold_objectness
 from yolof_d2.modeling.layers import init_conv_normal
 
@@ -80,6 +81,7 @@ class RetinaNetPlus(RetinaNet):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        check_backbone(cfg)
         arguments = super().from_config(cfg)
         shapes = arguments["backbone"].output_shape()
         levels = [shapes[name] for name in arguments["head_in_features"]]

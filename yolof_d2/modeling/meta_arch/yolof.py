@@ -6,24 +6,25 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import (
     META_ARCH_REGISTRY,
     Backbone,
     build_anchor_generator,
-    build_backbone,
     detector_postprocess,
 )
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
 from yolof_d2.errors import ConfigError
+from yolof_d2.modeling.backbone import build_backbone
 from yolof_d2.modeling.box_regression import CenterClampedBox2BoxTransform
-from yolof_d2.modeling.checks import check_anchors, check_backbone, check_fit
 from yolof_d2.modeling.decoder import Decoder, build_decoder
 from yolof_d2.modeling.encoder import Encoder, build_encoder
 from yolof_d2.modeling.losses import DetectionLoss, build_loss
 from yolof_d2.modeling.matcher import GroundTruth, Matcher, build_matcher
 from yolof_d2.modeling.postprocess import select_detections
+from yolof_d2.modeling.training_map import PUBLISHED_SIZES, warn_of_c5_values
 
 
 @META_ARCH_REGISTRY.register()
@@ -87,8 +88,7 @@ class YOLOF(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        check_backbone(cfg)
-        check_anchors(cfg)
+        _check_anchors(cfg)
         backbone = build_backbone(cfg)
         feature_shapes = list(backbone.output_shape().values())
         if len(feature_shapes) != 1:
@@ -99,7 +99,8 @@ class YOLOF(nn.Module):
             )
         encoder = build_encoder(cfg, feature_shapes[0])
         shape = encoder.output_shape()
-        check_fit(cfg, shape)
+        _check_center_clamp(cfg, shape)
+        warn_of_c5_values(cfg, shape, "MODEL.ANCHOR_GENERATOR", SIZES=PUBLISHED_SIZES)
         anchor_generator = build_anchor_generator(cfg, [shape])
         (num_anchors,) = anchor_generator.num_anchors
         node = cfg.MODEL.YOLOF
@@ -212,3 +213,25 @@ class YOLOF(nn.Module):
             height, width = image.get("height", size[0]), image.get("width", size[1])
             results.append({"instances": detector_postprocess(detections, height, width)})
         return results
+
+
+def _check_anchors(cfg: CfgNode) -> None:
+    """Refuse sizes or ratios for several levels, none at all, or one that is not positive."""
+    for name in ("SIZES", "ASPECT_RATIOS"):
+        levels = cfg.MODEL.ANCHOR_GENERATOR[name]
+        if len(levels) != 1 or not levels[0] or min(levels[0]) <= 0:
+            raise ConfigError(
+                f"MODEL.ANCHOR_GENERATOR.{name} is {levels}, but YOLOF has one feature map: "
+                "expected one list of positive numbers, such as [[32, 64, 128, 256, 512]]"
+            )
+
+
+def _check_center_clamp(cfg: CfgNode, shape: ShapeSpec) -> None:
+    """Refuse a clamp that puts boxes between two anchors out of reach."""
+    clamp = cfg.MODEL.YOLOF.BOX_TRANSFORM.CENTER_CLAMP
+    if clamp < shape.stride / 2:
+        raise ConfigError(
+            f"MODEL.YOLOF.BOX_TRANSFORM.CENTER_CLAMP is {clamp} pixels, but with a stride of "
+            f"{shape.stride} a centre can be {shape.stride / 2:g} pixels from the nearest anchor; "
+            "expected at least that"
+        )
