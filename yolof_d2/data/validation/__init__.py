@@ -1,0 +1,16 @@
+"""Check data sets before training: ``python -m yolof_d2.data.validation JSON IMAGES``.
+
+:mod:`.rules` lists what is checked.
+"""
+
+from .check import HEADER_CHECK_MAX_IMAGES, check_coco_json, check_datasets
+from .report import REPORT_NAME, Problem, format_report
+
+__all__ = [
+    "HEADER_CHECK_MAX_IMAGES",
+    "REPORT_NAME",
+    "Problem",
+    "check_coco_json",
+    "check_datasets",
+    "format_report",
+]

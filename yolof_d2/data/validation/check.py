@@ -1,0 +1,100 @@
+"""Check one json, or all data sets of a config."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils import comm
+
+from yolof_d2.config import num_classes, num_classes_node
+
+from .report import REPORT_NAME, Problem, raise_or_warn, write_report
+from .rules import CocoCheck
+
+logger = logging.getLogger(__name__)
+
+HEADER_CHECK_MAX_IMAGES = 2000
+"""Up to this size :func:`check_datasets` opens every image (well under a minute on a disk)."""
+
+
+def check_coco_json(
+    json_file: str, image_folder: str, *, training: bool, read_headers: bool = False
+) -> list[Problem]:
+    """Check one COCO json and its images; nothing is raised for bad data.
+
+    Args:
+        json_file: path of the annotation file.
+        image_folder: folder that the ``file_name`` entries are relative to.
+        training: apply the rules for training data; without it, those for test data.
+        read_headers: also open each image's header and compare its size with the json. The pixels
+            are not decoded, so an image cut off after its header goes unnoticed.
+
+    Returns:
+        All problems, in the order of the file; empty if there are none.
+    """
+    limit = math.inf if read_headers else 0
+    return CocoCheck(json_file, image_folder, training, not training, limit).run().problems
+
+
+def check_datasets(
+    cfg: CfgNode, *, skip_train: bool = False, skip_test: bool = False
+) -> list[Problem]:
+    """Check all data sets of a config that are in COCO format, before anything is trained.
+
+    Sets of other formats (LVIS, VOC, ...) are passed over. With any problem the report is logged
+    and written in full to ``OUTPUT_DIR/data_report.txt``; a report left by an earlier run is
+    removed when there is none. Call it on every rank: all come to the same result, the main
+    process writes.
+
+    Args:
+        cfg: resolved config, see :func:`yolof_d2.data.datasets.resolve_datasets`.
+        skip_train: leave out ``DATASETS.TRAIN``, for evaluation only.
+        skip_test: leave out ``DATASETS.TEST``.
+
+    Returns:
+        The warnings, if there are no errors.
+
+    Raises:
+        DataError: there is at least one error; its message holds the (shortened) report.
+    """
+    train = () if skip_train else cfg.DATASETS.TRAIN
+    test = () if skip_test else cfg.DATASETS.TEST
+    problems: list[Problem] = []
+    for name in dict.fromkeys((*train, *test)):
+        problems += _check_dataset(cfg, name, training=name in train, evaluation=name in test)
+    path = Path(cfg.OUTPUT_DIR, REPORT_NAME)
+    if comm.is_main_process():
+        write_report(path, problems)
+    raise_or_warn(problems, path)
+    return problems
+
+
+def _check_dataset(cfg: CfgNode, name: str, *, training: bool, evaluation: bool) -> list[Problem]:
+    if name not in DatasetCatalog:
+        message = f"data set {name!r} is not registered (DATASETS.TRAIN / DATASETS.TEST)"
+        return [Problem("error", "not_registered", name, None, None, message)]
+    metadata = MetadataCatalog.get(name)
+    json_file, image_root = metadata.get("json_file"), metadata.get("image_root")
+    if json_file is None or image_root is None or metadata.get("evaluator_type") != "coco":
+        logger.info("Data set %s is not in COCO format and was not checked.", name)
+        return []
+    check = CocoCheck(
+        os.fspath(json_file), os.fspath(image_root), training, evaluation, HEADER_CHECK_MAX_IMAGES
+    ).run()
+    found, wanted = len(check.categories or ()), num_classes(cfg)
+    if found and wanted not in (None, found):
+        key = f"MODEL.{num_classes_node(cfg)}.NUM_CLASSES"
+        check.add("num_classes", f"{found} categories, but {key} = {wanted}")
+    logger.info(
+        "Data set %s (%s): %s; %d problems",
+        name,
+        " and ".join(["train"] * training + ["test"] * evaluation),
+        check.counts,
+        len(check.problems),
+    )
+    return check.problems
