@@ -1,8 +1,7 @@
 """Data sets from the config, augmentation and the mappers.
 
-``validation`` and ``synthetic`` are commands too (``python -m
-yolof_d2.data.validation``) and are therefore not imported here: Python warns about a command that
-its package already holds.
+``synthetic`` is a command too (``python -m yolof_d2.data.synthetic``) and therefore not imported
+here: Python warns about a command that its package already holds.
 """
 
 from .augmentation import (

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+from detectron2.data.detection_utils import read_image
 from PIL import Image
 
 from tests.data.validation.good import GOOD, check, edited, image
@@ -41,9 +43,12 @@ def test_headers(folder):
     assert (unreadable.kind, unreadable.image) == ("unreadable_image", "empty.png")
 
 
-def test_headers_follow_exif_rotation_as_detectron2_does(folder):
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_headers_follow_exif_rotation_as_detectron2_does(folder, orientation):
     exif = Image.Exif()
-    exif[274] = 6
-    Image.new("RGB", (30, 40)).save(folder / "images" / "turned.jpg", exif=exif)
-    document = edited(image("file_name", "turned.jpg"))  # 40 x 30 after rotation
+    exif[274] = orientation
+    path = folder / "images" / "turned.jpg"
+    Image.new("RGB", (40, 30) if orientation < 5 else (30, 40)).save(path, exif=exif)
+    assert read_image(str(path), "RGB").shape == (30, 40, 3)
+    document = edited(image("file_name", "turned.jpg"))
     assert check(folder, document, read_headers=True) == []
