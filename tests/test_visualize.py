@@ -44,18 +44,11 @@ def draw(run_folder, *arguments: str) -> np.ndarray:
     return np.asarray(Image.open(run_folder / "predictions.png"))
 
 
-@pytest.mark.parametrize("num_images", [1, 3, 8])
-def test_the_picture_has_a_row_per_image_and_two_columns(run_folder, num_images):
-    picture = draw(run_folder, "--num-images", str(num_images))
-    rows = min(num_images, 5)
-    assert picture.shape == (rows * (HEIGHT * SCALE + 6), 2 * WIDTH * SCALE + 6, 3)
-
-
-def test_a_lower_threshold_draws_more_and_only_on_the_right(run_folder):
-    none = draw(run_folder, "--score-thresh", "1")
-    sure = draw(run_folder)
-    assert np.array_equal(none[:, : WIDTH * SCALE], sure[:, : WIDTH * SCALE])
-    assert not np.array_equal(none[:, WIDTH * SCALE :], sure[:, WIDTH * SCALE :])
+def test_it_draws_as_many_images_and_detections_as_asked(run_folder):
+    picture = draw(run_folder, "--num-images", "3")
+    assert picture.shape == (3 * (HEIGHT * SCALE + 6), 2 * WIDTH * SCALE + 6, 3)
+    fewer = draw(run_folder, "--num-images", "3", "--score-thresh", "1")
+    assert not np.array_equal(picture, fewer)
 
 
 def test_the_picture_can_go_elsewhere(run_folder, tmp_path):

@@ -94,6 +94,8 @@ def test_a_process_that_is_killed_while_it_saves_leaves_the_last_checkpoint(tmp_
     checkpointer = StrictDetectionCheckpointer(Net(), str(tmp_path))
     assert checkpointer.get_checkpoint_file() == str(tmp_path / "model_final.pth")
     assert checkpointer.resume_or_load("", resume=True)["iteration"] == 7
+    checkpointer.save("model_final")  # and removes what the killed process left
+    assert not list(tmp_path.glob("*.partial")) + list(tmp_path.glob(".*"))
 
 
 def test_only_the_rank_that_saves_writes(tmp_path):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import pickle
 import re
 from collections.abc import Mapping
@@ -15,6 +13,7 @@ import torch
 from torch import Tensor
 
 from yolof_d2.errors import UserError
+from yolof_d2.files import replacing
 
 # What torch.load, safetensors and, on bytes that are no pickle, pickle raise.
 _READ_ERRORS = (
@@ -129,16 +128,8 @@ def write_atomically(content: Any, path: Path) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as stream:
-                torch.save(content, stream)
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
+        with replacing(path) as file:
+            torch.save(content, file)
     except (OSError, RuntimeError) as error:
         raise UserError(f"{path} cannot be written: {error}") from error

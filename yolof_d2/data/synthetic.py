@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import colorsys
-import io
 import json
 import math
 import os
@@ -22,6 +21,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
+
+from yolof_d2.files import replacing, write_text
 
 __all__ = [
     "CLASS_NAMES",
@@ -273,7 +274,7 @@ def write_synthetic_dataset(
             if path.name not in written:
                 path.unlink()
     for split, path in json_files.items():
-        _write_bytes(path, json.dumps(documents[split], indent=1).encode())
+        write_text(path, json.dumps(documents[split], indent=1), durable=False)
     return SyntheticDataset(str(json_files["train"]), str(json_files["val"]), str(images))
 
 
@@ -293,10 +294,9 @@ def _write_split(
         rng = np.random.default_rng([seed, split_index, index])
         image, objects = draw_scene(rng, image_size)
         name = f"{split}_{index:06d}.png"
-        buffer = io.BytesIO()
-        # Lossless, so that the boxes can be checked against the pixels.
-        Image.fromarray(image).save(buffer, format="PNG", compress_level=1)
-        _write_bytes(folder / name, buffer.getvalue())
+        with replacing(folder / name, durable=False) as file:
+            # Lossless, so that the boxes can be checked against the pixels.
+            Image.fromarray(image).save(file, format="PNG", compress_level=1)
         image_entries.append(
             {"id": index, "file_name": name, "height": image_size[0], "width": image_size[1]}
         )
@@ -316,13 +316,6 @@ def _write_split(
         "annotations": annotation_entries,
         "categories": [{"id": i, "name": name} for i, name in enumerate(CLASS_NAMES, start=1)],
     }
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    """Write under another name first: an interrupted run leaves no half file behind."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,6 +14,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.events import get_event_storage, has_event_storage
 
 from yolof_d2.errors import ConfigError
+from yolof_d2.files import replacing, write_text
 
 
 class StrictDetectionCheckpointer(DetectionCheckpointer):
@@ -42,12 +43,10 @@ class StrictDetectionCheckpointer(DetectionCheckpointer):
         data.update({key: held.state_dict() for key, held in self.checkpointables.items()})
         data.update(kwargs)
         self.logger.info("Saving checkpoint to %s", os.path.join(self.save_dir, f"{name}.pth"))
-        partial = Path(self.save_dir, "checkpoint.partial")
-        with partial.open("wb") as file:
+        for left in Path(self.save_dir).glob(".*.pth.*.partial"):  # by a process that was killed
+            left.unlink(missing_ok=True)
+        with replacing(Path(self.save_dir, f"{name}.pth")) as file:
             torch.save(data, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(Path(self.save_dir, f"{name}.pth"))
         self.tag_last_checkpoint(f"{name}.pth")
         if has_event_storage():
             seconds = time.perf_counter() - start
@@ -55,9 +54,7 @@ class StrictDetectionCheckpointer(DetectionCheckpointer):
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Name the checkpoint from which a resume starts."""
-        partial = Path(self.save_dir, "last_checkpoint.partial")
-        partial.write_text(last_filename_basename)
-        partial.replace(Path(self.save_dir, "last_checkpoint"))
+        write_text(Path(self.save_dir, "last_checkpoint"), last_filename_basename)
 
     def _load_model(self, checkpoint: Any) -> Any:
         in_file = [name for name in checkpoint["model"] if "." in name]

@@ -24,8 +24,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from yolof_d2.errors import TrainingStopped
+from yolof_d2.evaluation.pictures import draw_images, pick_images
+from yolof_d2.files import replacing, write_text
 from yolof_d2.measure.metrics_file import read_metrics, summarise
-from yolof_d2.visualize import draw_images, pick_images
 
 logger = logging.getLogger(__name__)
 
@@ -152,8 +153,8 @@ class DrawPredictions(HookBase):
                 self._folder / "inference" / "coco_instances_results.json",
             )
             path = self._folder / "pictures" / f"{self.trainer.iter:07d}.png"
-            path.parent.mkdir(exist_ok=True)
-            Image.fromarray(picture).save(path)
+            with replacing(path, durable=False) as file:
+                Image.fromarray(picture).save(file, format="PNG")
         except OSError as error:  # an image that has gone, a full disk
             logger.warning("No picture of the predictions: %s", error)
             return
@@ -199,9 +200,7 @@ class RunSummary(HookBase):
             **self._provenance,
         }
         path = self._folder / "summary.json"
-        partial = path.with_name("summary.json.partial")  # who finds the file finds all of it
-        partial.write_text(json.dumps(_nan_to_none(summary), indent=2, allow_nan=False))
-        partial.replace(path)
+        write_text(path, json.dumps(_nan_to_none(summary), indent=2, allow_nan=False))
         boxes = results.get("bbox", {})
         row = {
             name: boxes[name]

@@ -21,6 +21,7 @@ from yolof_d2.config import build_cfg
 from yolof_d2.data import register_datasets
 from yolof_d2.data.datasets import read_coco_json
 from yolof_d2.errors import DataError, UserError
+from yolof_d2.files import write_text
 
 from .error_types import ERROR_KINDS, ErrorAnalysis, analyse_errors
 
@@ -131,8 +132,7 @@ def _report(run_folders: Sequence[Path], json_file: Path | None) -> None:
         content["difference"] = _to_json(analyses[2])
     sys.stdout.write(format_table(names, analyses) + "\n")
     if json_file:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(content, indent=2, allow_nan=False))
+        write_text(json_file, json.dumps(content, indent=2, allow_nan=False), durable=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

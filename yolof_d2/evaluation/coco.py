@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 from detectron2.evaluation import COCOEvaluator
-from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
 from faster_coco_eval import COCOeval_faster
 
 from yolof_d2.errors import DataError
+from yolof_d2.files import write_text
 
 from .error_types import analyse_errors
 
@@ -54,10 +54,9 @@ class COCOBoxEvaluator(COCOEvaluator):
             [detection for image in predictions for detection in image["instances"]]
         )
         if self._output_dir:
-            path = os.path.join(self._output_dir, "coco_instances_results.json")
+            path = Path(self._output_dir, "coco_instances_results.json")
             self._logger.info("Saving results to %s", path)
-            with PathManager.open(path, "w") as stream:
-                stream.write(json.dumps(detections))
+            write_text(path, json.dumps(detections), durable=False)
         if not self._do_evaluation:
             self._logger.info("Annotations are not available for evaluation.")
             return

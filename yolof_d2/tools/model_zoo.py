@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from yolof_d2.config import build_cfg
 from yolof_d2.errors import ConfigError, UserError
+from yolof_d2.files import write_text
 from yolof_d2.modeling import build_model
 
 INTRODUCTION = """\
@@ -258,7 +259,7 @@ def main(argv: list[str] | None = None) -> int:
         if current != text:
             sys.exit(f"{args.output} is out of date; run python -m yolof_d2.tools.model_zoo")
         return 0
-    args.output.write_text(text)
+    write_text(args.output, text, durable=False)
     return 0
 
 

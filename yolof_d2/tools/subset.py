@@ -16,6 +16,7 @@ from pathlib import Path
 
 from yolof_d2.data.datasets import read_coco_json
 from yolof_d2.errors import DataError, UserError
+from yolof_d2.files import write_text
 
 logger = logging.getLogger("yolof_d2.tools.subset")
 
@@ -33,8 +34,7 @@ def write_subset(json_file: Path, output: Path, num_images: int) -> None:
     kept = {image["id"] for image in images[:num_images]}
     annotations = [note for note in document.get("annotations", []) if note["image_id"] in kept]
     subset = {**document, "images": images[:num_images], "annotations": annotations}
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(subset))
+    write_text(output, json.dumps(subset), durable=False)
     logger.info("%s: %d images, %d annotations", output, num_images, len(annotations))
 
 

@@ -18,6 +18,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, get_event_storage
 
+from yolof_d2.files import write_text
 from yolof_d2.measure.metrics_file import read_metrics
 from yolof_d2.measure.provenance import describe_run
 
@@ -123,7 +124,7 @@ class WandbWriter(EventWriter):
             ranks=comm.get_world_size(),
             provenance=describe_run(self._command),
         )
-        note.write_text(json.dumps(arguments, indent=1) + "\n")
+        write_text(note, json.dumps(arguments, indent=1) + "\n", durable=False)
         return arguments
 
     def _work(self, arguments: dict[str, Any]) -> None:

@@ -2,55 +2,21 @@ from __future__ import annotations
 
 import pytest
 import torch
-from detectron2.config import CfgNode
-from detectron2.modeling import Backbone, build_backbone, build_model
+from detectron2.modeling import build_backbone, build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
-from torch import Tensor, nn
 
+from tests.modeling.backbone.arrangements import (
+    ARRANGEMENTS,
+    MIMO,
+    MISO,
+    OF_FCOS,
+    SIMO,
+    SISO,
+    Given,
+    make_features,
+)
 from yolof_d2.errors import ConfigError
-
-# Backbone: names of its levels.
-PYRAMID = ["p3", "p4", "p5", "p6", "p7"]
-ARRANGEMENTS = {
-    "build_retinanet_resnet_fpn_backbone": PYRAMID,
-    "build_retinanet_resnet_simo_backbone": PYRAMID,
-    "build_retinanet_resnet_miso_backbone": ["p5"],
-    "build_retinanet_resnet_siso_backbone": ["p5"],
-    "build_fcos_resnet_fpn_backbone": PYRAMID,
-}
-MIMO, SIMO, MISO, SISO, OF_FCOS = ARRANGEMENTS
-NEEDED = {SIMO: ["res5"], MISO: ["res3", "res4", "res5"], SISO: ["res5"]}
-
-
-@pytest.fixture
-def make_backbone(cfg: CfgNode):
-    def make(name: str, **keys: object) -> Backbone:
-        torch.manual_seed(0)
-        cfg.MODEL.BACKBONE.NAME = name
-        cfg.MODEL.BACKBONE.FREEZE_AT = 0
-        cfg.MODEL.RESNETS.OUT_FEATURES = NEEDED.get(name, ["res3", "res4", "res5"])
-        cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4", "res5"]
-        cfg.MODEL.FPN.OUT_CHANNELS = 32
-        cfg.MODEL.FPN.update(keys)
-        return build_backbone(cfg)
-
-    return make
-
-
-class Given(nn.Module):
-    """A bottom-up network whose output is what it is given."""
-
-    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        return features
-
-
-def make_features(num_cells: int = 2) -> dict[str, Tensor]:
-    """C3, C4 and C5 of the tiny ResNet."""
-    return {
-        name: torch.randn(1, channels, num_cells * scale, num_cells * scale)
-        for name, channels, scale in (("res3", 16, 4), ("res4", 32, 2), ("res5", 64, 1))
-    }
 
 
 @pytest.mark.parametrize("norm", ["", "BN", "GN"])
@@ -73,21 +39,6 @@ def test_levels_have_the_promised_shapes_and_gradients_reach_every_weight(
     for parameter_name, parameter in backbone.named_parameters():
         assert parameter.grad is not None, parameter_name
         assert parameter.grad.isfinite().all() and parameter.grad.any(), parameter_name
-
-
-@pytest.mark.parametrize("norm", ["", "BN"])
-def test_simo_is_fpn_with_silent_lateral_connections(make_backbone, norm):
-    fpn, simo = make_backbone(MIMO, NORM=norm).eval(), make_backbone(SIMO, NORM=norm).eval()
-    simo.load_state_dict(
-        {name: value for name, value in fpn.state_dict().items() if name in simo.state_dict()}
-    )
-    for lateral in (fpn.fpn_lateral3, fpn.fpn_lateral4):
-        nn.init.zeros_(lateral.weight)
-    images = torch.randn(1, 3, 64, 96)
-    with torch.no_grad():
-        levels, expected = simo(images), fpn(images)
-    for level in PYRAMID:
-        torch.testing.assert_close(levels[level], expected[level])
 
 
 def test_siso_is_the_p5_of_fpn(make_backbone):
@@ -122,33 +73,6 @@ def test_single_in_sees_c5_alone_and_multiple_in_all_three(make_backbone, name, 
             after = backbone({**features, changed: features[changed] + 1})
         changes = any(not torch.equal(before[level], after[level]) for level in before)
         assert changes == (read == 3 or changed == "res5"), changed
-
-
-@pytest.mark.parametrize(
-    ("changed", "cell", "rows"),
-    [
-        # By hand, per axis: which of the 4 cells of p5 an impulse reaches, and how strongly. The
-        # 3x3 convolutions of stride 2 take cells 2i - 1 to 2i + 1, the last one i - 1 to i + 1.
-        ("res3", 8, [0, 1, 1, 1]),  # 8 -> 4 -> 2
-        ("res3", 7, [1, 3, 3, 2]),  # 7 -> 3 and 4; 3 -> 1 and 2, 4 -> 2
-        ("res4", 5, [0, 1, 2, 2]),  # 5 -> 2 and 3
-        ("res4", 4, [0, 1, 1, 1]),  # 4 -> 2
-        ("res5", 0, [1, 1, 0, 0]),
-    ],
-)
-def test_miso_brings_each_level_to_its_place_in_p5(make_backbone, changed, cell, rows):
-    backbone = make_backbone(MISO)
-    backbone.bottom_up = Given()
-    for layer in backbone.modules():
-        if isinstance(layer, nn.Conv2d):
-            nn.init.zeros_(layer.weight)
-            nn.init.ones_(layer.weight[:1, :1])  # one channel, which adds up its window
-    features = {name: torch.zeros_like(value) for name, value in make_features(4).items()}
-    features[changed][0, 0, cell, cell] = 1
-    with torch.no_grad():
-        p5 = backbone(features)["p5"][0, 0]
-    weights = torch.tensor(rows, dtype=torch.float32)
-    assert torch.equal(p5, weights[:, None] * weights)
 
 
 @pytest.mark.parametrize("name", ARRANGEMENTS)
