@@ -79,9 +79,9 @@ def read_latex(source: str) -> list[list[str]]:
     line; ``[`` and ``*`` after ``\\\\`` would be its arguments; ``_ ^ $ # ~`` need a backslash.
     """
     names = {
-        r"\textbackslash": "\\", r"\textasciitilde": "~", r"\textasciicircum": "^",
-        r"\textless": "<", r"\textgreater": ">", r"\textbar": "|", r"\textquotedbl": '"',
-        r"\toprule": "", r"\midrule": "", r"\bottomrule": "", r"\addlinespace": "",
+        r"\textbackslash": "\\", r"\textasciitilde": "~", r"\^": "^", r"\textbar": "|",
+        r"\ensuremath": "", r"\toprule": "", r"\midrule": "", r"\bottomrule": "",
+        r"\addlinespace": "",
     }  # fmt: skip
     (body,) = re.findall(r"\\begin\{tabular\}\{[lr]+\}(.*?)\\end\{tabular\}", source, re.DOTALL)
     tokens = re.findall(r"\\[a-zA-Z]+|\\.|\$[^$]*\$|.", body, re.DOTALL)
