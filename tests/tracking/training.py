@@ -16,7 +16,7 @@ from detectron2.utils.events import EventStorage
 from PIL import Image
 
 from yolof_d2 import add_yolof_config
-from yolof_d2.measure.metrics_file import MetricsWriter
+from yolof_d2.measure.metrics_writer import MetricsWriter
 from yolof_d2.tracking import WandbWriter
 
 PERIOD = 20  # of writing

@@ -26,7 +26,7 @@ from detectron2.utils.logger import setup_logger
 from yolof_d2.config import load_plugins
 from yolof_d2.data import build_mapper, build_mosaic_mapper, register_datasets
 from yolof_d2.evaluation import COCOBoxEvaluator
-from yolof_d2.measure.metrics_file import MetricsWriter
+from yolof_d2.measure.metrics_writer import MetricsWriter
 from yolof_d2.measure.provenance import describe_run
 from yolof_d2.measure.scalars import GradientNorm, TrainingMeasurements, measure_evaluation
 from yolof_d2.tracking import WandbWriter

@@ -1,45 +1,16 @@
-"""Writes and reads ``metrics.json``, from which everything else about a run's course is made."""
+"""Read ``metrics.json`` and sum it up. Needs no torch: statuses and reports read it too."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import statistics
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from detectron2.utils.events import JSONWriter, get_event_storage
-
-
-class MetricsWriter(JSONWriter):
-    """Detectron2's writer, with the lines in the order of their iterations.
-
-    Detectron2's own are in the order in which names first came up: an evaluation or a checkpoint
-    between two writings would come after what is later. Only with an order can a reader tell that
-    a run went back to a checkpoint.
-    """
-
-    _last_write: int
-
-    def write(self) -> None:
-        """Append what is new, one line per iteration."""
-        new: dict[int, dict[str, float]] = defaultdict(dict)
-        latest = get_event_storage().latest_with_smoothing_hint(self._window_size)
-        for name, (value, iteration) in latest.items():
-            if iteration > self._last_write:
-                new[iteration][name] = value
-        for iteration in sorted(new):
-            record = {**new[iteration], "iteration": iteration}
-            self._file_handle.write(json.dumps(record, sort_keys=True) + "\n")
-            self._last_write = iteration
-        self._file_handle.flush()
-        os.fsync(self._file_handle.fileno())
-
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Read what :class:`MetricsWriter` wrote, as if the run had never been interrupted.
+    """Read a metrics file as if the run had never been interrupted.
 
     A run that resumes from a checkpoint appends, and repeats what came after that checkpoint: a
     record voids those of the same and later iterations before it. A process that was killed may
@@ -77,7 +48,7 @@ def _parse(line: str) -> dict[str, float] | None:
 
 
 def summarise(records: list[dict[str, float]]) -> dict[str, Any]:
-    """What a run cost, and how it matched, over all of its course.
+    """Sum up what a whole run cost, and how it matched.
 
     Args:
         records: of :func:`read_metrics`.
