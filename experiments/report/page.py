@@ -1,4 +1,4 @@
-"""A text with tables and pictures as Markdown and as one HTML page; a table as LaTeX."""
+"""Documents of text, tables and pictures as Markdown and HTML; a table as LaTeX."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Heading:
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; what stands in backticks is code. A warning stands out."""
+    """A paragraph; text in backticks is code. A warning is highlighted."""
 
     text: str
     warning: bool = False
@@ -29,7 +29,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Items:
-    """A list of points."""
+    """A bulleted list."""
 
     texts: list[str]
 
@@ -39,10 +39,10 @@ class Table:
     """A table of texts.
 
     Attributes:
-        columns: their names.
+        columns: names of the columns.
         lines: cells of each line.
-        labels: how many columns, from the left, say what a line is about.
-        marked: the line that the others are compared with.
+        labels: number of columns, from the left, that name a line.
+        marked: index of the line that the others are compared with.
     """
 
     columns: list[str]
@@ -76,7 +76,7 @@ class Document:
 
 
 def to_markdown(document: Document) -> str:
-    """Write a document as GitHub's Markdown."""
+    """Return a document as GitHub's Markdown."""
     parts = [f"# {document.title}", *map(_block_as_markdown, document.blocks)]
     return "\n\n".join(parts) + "\n"
 

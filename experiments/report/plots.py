@@ -159,7 +159,7 @@ def _read_curve(outcome: Outcome) -> list[tuple[int, float]]:
 
 
 def _size(texts: Sequence[str]) -> tuple[float, float]:
-    """Width and height in inches of labels, one under the other, each as high as the highest."""
+    """Return width and height in inches of labels below one another, all as high as the highest."""
     lines = [text.split("\n") for text in texts]
     width = 0.075 * max(len(line) for label in lines for line in label)
     return width, len(lines) * (max(map(len, lines)) * _LINE_HEIGHT + 0.08)
@@ -193,7 +193,7 @@ _BY_SIZE = {name: _over_seeds(f"results.bbox.{name}") for name in ("AP", "APs", 
 
 
 def _draw_bars(scene: _Scene, panels: dict[str, _Reader], title: str) -> Figure | None:
-    """A panel for each figure, and in it a bar for each row."""
+    """Draw a panel for each figure, and in it a bar for each row."""
     values = _read_panels(scene, panels)
     rows = _rows_in(scene, values)
     if not rows:
@@ -207,7 +207,7 @@ def _draw_bars(scene: _Scene, panels: dict[str, _Reader], title: str) -> Figure 
 
 
 def _read_panels(scene: _Scene, panels: dict[str, _Reader]) -> dict[str, dict[str, Estimate]]:
-    """Panel -> row -> value, without panels that no row has a value for."""
+    """Return panel -> row -> value, without panels that no row has a value for."""
     values = {
         name: {row.name: value for row in scene.rows if (value := read(row)) is not None}
         for name, read in panels.items()
@@ -284,7 +284,7 @@ def _fill_curves(axes: Axes, scene: _Scene) -> None:
 
 
 def _figure_with_legend(width: float, scene: _Scene, rows: Sequence[Row]) -> Figure:
-    """A figure with ``width`` inches for axes, and beside them, where it covers nothing, a legend.
+    """Return a figure with ``width`` inches for axes, and a legend beside them.
 
     The legend begins with the highest AP, as the axes do.
     """
@@ -331,7 +331,7 @@ def _draw_speed(scene: _Scene) -> Figure | None:
 def _draw_trade_off(
     scene: _Scene, panels: dict[str, Callable[[Outcome], float | None]]
 ) -> Figure | None:
-    """A panel for each cost, and in it AP over that cost, a point for each row."""
+    """Draw a panel for each cost: AP over that cost, a point for each row."""
     quality = _read_panels(scene, {"AP": _over_seeds(_AP)}).get("AP", {})
     costs = {
         name: {
