@@ -152,7 +152,9 @@ def _read_curve(outcome: Outcome) -> list[tuple[int, float]]:
     if file and file.is_file():
         last = outcome.run.iterations  # the final evaluation is noted one iteration late
         records = [record for record in read_metrics(file) if "bbox/AP" in record]
-        points = [(min(int(r["iteration"]) + 1, last), r["bbox/AP"]) for r in records]
+        points: list[tuple[int, float | None]] = [
+            (min(int(record["iteration"]) + 1, last), record["bbox/AP"]) for record in records
+        ]
     else:
         points = outcome.seen.progress.evaluations
     return [(done, ap) for done, ap in points if ap is not None and not math.isnan(ap)]
