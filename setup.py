@@ -36,6 +36,8 @@ INSTALL_REQUIRES = [
     "filelock>=3.12",
     "fvcore>=0.1.5.post20221221,<0.1.6",
     "iopath>=0.1.7",
+    "jinja2>=3",
+    "markupsafe>=2",
     "matplotlib>=3.7",
     "numpy>=1.26",
     "pillow>=10",
@@ -45,7 +47,7 @@ INSTALL_REQUIRES = [
     "scipy>=1.11",
     "setuptools<81",  # detectron2.model_zoo imports pkg_resources, which later ones drop
     "submitit>=1.5",
-    "tabulate",
+    "tabulate>=0.9",
     "tensorboard",
     "wandb>=0.28.2",
     "wandb-workspaces>=0.4.13,<0.5",  # a public preview, which changes
@@ -73,7 +75,10 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["yolof_d2", "yolof_d2.*", "experiments", "experiments.*"]),
-    package_data={"yolof_d2": ["py.typed"], "experiments": ["clusters/*.yaml", "sweeps/*.yaml"]},
+    package_data={
+        "yolof_d2": ["py.typed"],
+        "experiments": ["clusters/*.yaml", "report/templates/*.html", "sweeps/*.yaml"],
+    },
     install_requires=INSTALL_REQUIRES,
     extras_require={
         "dev": DEV_REQUIRES,

@@ -14,18 +14,16 @@ Upstream publishes Detectron2 as source code on GitHub and nowhere else. Two way
     Builds the same commit from GitHub, compiled operators included. Needs git, a C++ compiler
     (and nvcc for GPU operators), and torch already installed.
 
-The script uses the standard library only. It ends with status 0, or with status 1 and one
+The script imports the standard library only. It ends with status 0, or with status 1 and one
 message that says what failed, what was expected and what to do.
 """
 
 from __future__ import annotations
 
 import argparse
-import base64
-import csv
+import email
 import hashlib
 import importlib.util
-import io
 import json
 import os
 import re
@@ -33,7 +31,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import zipfile
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -56,25 +53,16 @@ ADDED_REQUIREMENTS = (
     "iopath<0.1.10,>=0.1.7",
     "setuptools<81",
 )
-TIMESTAMP = (2024, 4, 17, 0, 0, 0)  # of rewritten members: the same input gives the same wheel
+SOURCE_DATE_EPOCH = "1713312000"  # 2024-04-17: the same input gives the same wheel
 
 
 class InstallError(Exception):
     """A step failed. The text says what failed, what was expected and what to do."""
 
 
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file as lower-case hex digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def check_sha256(path: Path, expected: str) -> None:
     """Raise :class:`InstallError` unless the file has the expected SHA-256."""
-    found = sha256_of(path)
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != expected:
         raise InstallError(
             f"{path.name} is not the file this project was tested with.\n"
@@ -92,37 +80,23 @@ def repack_metadata(text: str) -> str:
     Renames the distribution, removes the upper bound on NumPy (set for the compiled part that
     is left out), drops extras, and adds :data:`ADDED_REQUIREMENTS`.
 
-    Args:
-        text: the source wheel's METADATA.
-
-    Returns:
-        The new METADATA; a long description, if there is one, is kept.
-
     Raises:
-        InstallError: if it is not the metadata of ``sal-detectron2`` :data:`VERSION`.
+        InstallError: it is not the metadata of ``sal-detectron2`` :data:`VERSION`.
     """
-    header, separator, body = text.replace("\r\n", "\n").partition("\n\n")
-    lines = header.strip("\n").split("\n")
-    for wanted in (f"Name: {SOURCE_NAME}", f"Version: {VERSION}"):
-        if wanted not in lines:
-            raise InstallError(
-                f"The wheel's METADATA has no line '{wanted}'. Expected the wheel "
-                f"{SOURCE_NAME}=={VERSION}: pass that file, or leave out --wheel-file."
-            )
-    kept: list[str] = []
-    for line in lines:
-        key, _, value = line.partition(": ")
-        if key == "Name":
-            line = "Name: detectron2"
-        elif key == "Summary":
-            line = f"Summary: {SUMMARY}"
-        elif key == "Provides-Extra" or (key == "Requires-Dist" and "extra ==" in value):
-            continue
-        elif key == "Requires-Dist" and re.fullmatch(r"numpy\b[^;]*", value):
-            line = "Requires-Dist: numpy"
-        kept.append(line)
-    kept += [f"Requires-Dist: {requirement}" for requirement in ADDED_REQUIREMENTS]
-    return "\n".join(kept) + "\n" + (separator[1:] + body if separator else "")
+    message = email.message_from_string(text)
+    if (message["Name"], message["Version"]) != (SOURCE_NAME, VERSION):
+        raise InstallError(
+            f"The wheel's METADATA names {message['Name']}=={message['Version']}. Expected the "
+            f"wheel {SOURCE_NAME}=={VERSION}: pass that file, or leave out --wheel-file."
+        )
+    kept = [line for line in message.get_all("Requires-Dist", []) if "extra ==" not in line]
+    for key in ("Provides-Extra", "Requires-Dist", "Summary"):
+        del message[key]
+    message.replace_header("Name", "detectron2")
+    message["Summary"] = SUMMARY
+    for requirement in (*kept, *ADDED_REQUIREMENTS):
+        message["Requires-Dist"] = re.sub(r"^numpy\b[^;]*", "numpy", requirement)
+    return message.as_string()
 
 
 def repack_wheel(source: Path, folder: Path) -> Path:
@@ -133,81 +107,36 @@ def repack_wheel(source: Path, folder: Path) -> Path:
         folder: an existing folder for the result.
 
     Returns:
-        The path of the new wheel. The same source always gives the same members.
+        The path of the new wheel. The same source always gives the same bytes.
 
     Raises:
-        InstallError: if ``source`` is not a readable wheel of that distribution.
+        InstallError: ``source`` is not a readable wheel of that distribution.
     """
-    old_info = f"{SOURCE_NAME.replace('-', '_')}-{VERSION}.dist-info"
-    new_info = f"detectron2-{VERSION}.dist-info"
-    try:
-        with zipfile.ZipFile(source) as archive:
-            members = [(info, archive.read(info)) for info in archive.infolist()]
-    except (OSError, zipfile.BadZipFile) as error:
-        raise InstallError(
-            f"Cannot read {source} as a wheel ({error}). Expected the file of "
-            f"{SOURCE_NAME}=={VERSION}; download it again."
-        ) from None
-
-    contents: dict[str, tuple[zipfile.ZipInfo, bytes]] = {}
-    for info, data in members:
-        name = info.filename
-        if info.is_dir() or name.startswith("tools/") or is_compiled(name):
-            continue
-        if name.startswith(f"{old_info}/"):
-            name = new_info + name[len(old_info) :]
-        contents[name] = (info, data)
-
-    if f"{new_info}/METADATA" not in contents or "detectron2/__init__.py" not in contents:
-        raise InstallError(
-            f"{source.name} holds no {old_info}/METADATA or no detectron2/__init__.py. Expected "
-            f"the wheel {SOURCE_NAME}=={VERSION}: pass that file, or leave out --wheel-file."
-        )
-    rewritten = {
-        "METADATA": repack_metadata(contents[f"{new_info}/METADATA"][1].decode("utf-8")),
-        "WHEEL": (
-            f"Wheel-Version: 1.0\nGenerator: {GENERATOR}\n"
-            "Root-Is-Purelib: true\nTag: py3-none-any\n"
-        ),
-        "top_level.txt": "detectron2\n",
-    }
-    for name, text in rewritten.items():
-        contents[f"{new_info}/{name}"] = (new_member(f"{new_info}/{name}"), text.encode("utf-8"))
-    record = f"{new_info}/RECORD"
-    contents.pop(record, None)
-    record_text = record_of({name: data for name, (_, data) in contents.items()}, record)
-    contents[record] = (new_member(record), record_text.encode("utf-8"))
-
-    target = folder / f"detectron2-{VERSION}-py3-none-any.whl"
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, (info, data) in contents.items():
-            member = new_member(name, info)
-            archive.writestr(member, data)
-    return target
-
-
-def is_compiled(name: str) -> bool:
-    """Tell whether a wheel member is Detectron2's compiled extension module."""
-    return re.fullmatch(r"detectron2/_C[^/]*\.(so|pyd|dylib)", name) is not None
-
-
-def new_member(name: str, like: zipfile.ZipInfo | None = None) -> zipfile.ZipInfo:
-    """Return a zip member header; date and permissions are those of ``like`` if it is given."""
-    member = zipfile.ZipInfo(name, like.date_time if like else TIMESTAMP)
-    member.external_attr = like.external_attr if like else 0o100644 << 16
-    member.compress_type = zipfile.ZIP_DEFLATED
-    return member
-
-
-def record_of(contents: Mapping[str, bytes], record: str) -> str:
-    """Return the text of a wheel's RECORD: path, hash and size of each member, then itself."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    for name, data in contents.items():
-        digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
-        writer.writerow((name, f"sha256={digest}", len(data)))
-    writer.writerow((record, "", ""))
-    return out.getvalue()
+    remedy = f"Expected the file of {SOURCE_NAME}=={VERSION}; download it again."
+    wheel = [sys.executable, "-m", "wheel"]
+    run(
+        [*wheel, "unpack", f"--dest={folder}", str(source)],
+        failed=f"Cannot unpack {source} as a wheel.",
+        remedy=remedy,
+    )
+    tree = folder / f"{SOURCE_NAME.replace('-', '_')}-{VERSION}"
+    shutil.rmtree(tree / "tools")
+    for module in tree.glob("detectron2/_C.*"):
+        module.unlink()
+    info = (tree / f"{tree.name}.dist-info").rename(tree / f"detectron2-{VERSION}.dist-info")
+    text = repack_metadata((info / "METADATA").read_text(encoding="utf-8"))
+    (info / "METADATA").write_text(text, encoding="utf-8")
+    (info / "WHEEL").write_text(
+        f"Wheel-Version: 1.0\nGenerator: {GENERATOR}\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    )
+    (info / "top_level.txt").write_text("detectron2\n")
+    run(
+        [*wheel, "pack", f"--dest-dir={folder}", str(tree)],
+        failed=f"Cannot repack {source} as a wheel.",
+        remedy=remedy,
+        env={"SOURCE_DATE_EPOCH": SOURCE_DATE_EPOCH},
+    )
+    return folder / f"detectron2-{VERSION}-py3-none-any.whl"
 
 
 def installed_kind() -> tuple[str, str]:
@@ -327,6 +256,15 @@ def download_wheel(folder: Path) -> Path:
     return found[0]
 
 
+def install_build_tools() -> None:
+    """Install what builds and repacks wheels, at the tested versions."""
+    run(
+        pip("install", "-c", CONSTRAINTS.as_posix(), "setuptools", "wheel"),
+        failed="pip could not install setuptools and wheel, which building a wheel needs.",
+        remedy="Check the network and pip's index (`pip config list`, PIP_INDEX_URL).",
+    )
+
+
 def install_wheel(wheel_file: Path | None, replace: bool) -> None:
     """Install the repacked wheel and what it requires, at the tested versions.
 
@@ -343,6 +281,7 @@ def install_wheel(wheel_file: Path | None, replace: bool) -> None:
                 f"There is no file {source}. Pass an existing wheel as --wheel-file."
             )
         check_sha256(source, SOURCE_SHA256)
+        install_build_tools()
         wheel = repack_wheel(source, folder)
         remedy = (
             "Expected a package index that has the versions in requirements/constraints.txt, and "
@@ -386,11 +325,7 @@ def install_upstream(replace: bool) -> None:
         failed=f"git cannot reach {UPSTREAM_URL}.",
         remedy="Check the network and a proxy, or use the default --source wheel.",
     )
-    run(
-        pip("install", "-c", CONSTRAINTS.as_posix(), "setuptools", "wheel"),
-        failed="pip could not install setuptools and wheel, which the build needs.",
-        remedy="Check the network and pip's index (`pip config list`, PIP_INDEX_URL).",
-    )
+    install_build_tools()
     extra = ["--force-reinstall", "--no-deps"] if replace else []
     url = f"detectron2 @ git+{UPSTREAM_URL}@{UPSTREAM_COMMIT}"
     command = ("install", "-c", CONSTRAINTS.as_posix(), "--no-build-isolation")

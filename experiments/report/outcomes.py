@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from experiments.errors import RecordError
@@ -32,6 +33,7 @@ class Outcome:
         record: ``run.json`` of a run of its row, without regard to the seed; None if there is none.
         summary: of a finished run, else None.
         data: data set -> fingerprint of its annotations, of a finished run's last attempt.
+        folder: with the run's files; None if they cannot be read.
     """
 
     run: SweepRun
@@ -39,6 +41,7 @@ class Outcome:
     record: RunRecord | None = None
     summary: Summary | None = None
     data: dict[str, DataFingerprint] = field(default_factory=dict)
+    folder: Path | None = None
 
     @property
     def name(self) -> str:
@@ -88,7 +91,7 @@ def read_outcomes(ledger: Ledger, sweep: SweepRecord) -> tuple[list[Outcome], st
         try:
             # Runs of a row differ in the seed alone: one record tells the config of all.
             record = records[run.row] = records.get(run.row) or ledger.read_run(run.id)
-            outcome = Outcome(run, seen[run.id], record)
+            outcome = Outcome(run, seen[run.id], record, folder=folder)
             if outcome.seen.state is State.FINISHED:
                 summary = read_record(folder / "summary.json", Summary)
                 for name, part in (("run.json", record), ("summary.json", summary)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from matplotlib.lines import Line2D
 
 from experiments.errors import ExperimentError
 from experiments.jobs.state import State
+from yolof_d2.measure.metrics_file import read_metrics
 
 from .outcomes import Comparison, Outcome, Row, median
 from .spreadsheet import ERRORS, SIZES
@@ -60,11 +62,23 @@ class _Look:
 
 @dataclass(frozen=True)
 class _Scene:
-    """The rows that pictures show, each with its look."""
+    """The rows that pictures show.
+
+    Attributes:
+        rows: of the sweep.
+        looks: how each row is drawn, by its name.
+        baseline: name of the baseline's row.
+        curves: iterations done and AP of each evaluation, by the id of a run that has any.
+    """
 
     rows: list[Row]
     looks: dict[str, _Look]
     baseline: str
+    curves: dict[str, list[tuple[int, float]]]
+
+    def evaluated(self, row: Row) -> list[Outcome]:
+        """Return the runs of a row that have a curve."""
+        return [outcome for outcome in row.outcomes if outcome.run.id in self.curves]
 
 
 def draw_plots(comparison: Comparison, folder: Path) -> dict[str, Path]:
@@ -128,11 +142,26 @@ def _set_scene(rows: Sequence[Row], baseline: str) -> _Scene:
         marker, color = _BASELINE if row.name == baseline else next(styles)
         tick = "\n".join(line for part in parts for line in textwrap.wrap(part, 36))
         looks[row.name] = _Look(tick, textwrap.fill(", ".join(parts), 60), color, marker)
-    return _Scene(shown, looks, baseline)
+    outcomes = [outcome for row in shown for outcome in row.outcomes]
+    curves = {outcome.run.id: curve for outcome in outcomes if (curve := _read_curve(outcome))}
+    return _Scene(shown, looks, baseline, curves)
+
+
+def _read_curve(outcome: Outcome) -> list[tuple[int, float]]:
+    file = outcome.folder and outcome.folder / "metrics.json"
+    if file and file.is_file():
+        last = outcome.run.iterations  # the final evaluation is noted one iteration late
+        records = [record for record in read_metrics(file) if "bbox/AP" in record]
+        points: list[tuple[int, float | None]] = [
+            (min(int(record["iteration"]) + 1, last), record["bbox/AP"]) for record in records
+        ]
+    else:
+        points = outcome.seen.progress.evaluations
+    return [(done, ap) for done, ap in points if ap is not None and not math.isnan(ap)]
 
 
 def _size(texts: Sequence[str]) -> tuple[float, float]:
-    """Width and height in inches of labels, one under the other, each as high as the highest."""
+    """Return width and height in inches of labels below one another, all as high as the highest."""
     lines = [text.split("\n") for text in texts]
     width = 0.075 * max(len(line) for label in lines for line in label)
     return width, len(lines) * (max(map(len, lines)) * _LINE_HEIGHT + 0.08)
@@ -151,7 +180,7 @@ def _draw_sizes(scene: _Scene) -> Figure | None:
 
 def _draw_errors(scene: _Scene) -> Figure | None:
     panels = {name: _over_seeds(f"results.errors.{name}") for name in ERRORS}
-    return _draw_bars(scene, panels, "AP50 points that mending all errors of a kind would bring")
+    return _draw_bars(scene, panels, "AP50 gained by fixing all errors of one type")
 
 
 def _draw_positives(scene: _Scene) -> Figure | None:
@@ -166,7 +195,7 @@ _BY_SIZE = {name: _over_seeds(f"results.bbox.{name}") for name in ("AP", "APs", 
 
 
 def _draw_bars(scene: _Scene, panels: dict[str, _Reader], title: str) -> Figure | None:
-    """A panel for each figure, and in it a bar for each row."""
+    """Draw a panel for each figure, and in it a bar for each row."""
     values = _read_panels(scene, panels)
     rows = _rows_in(scene, values)
     if not rows:
@@ -180,7 +209,7 @@ def _draw_bars(scene: _Scene, panels: dict[str, _Reader], title: str) -> Figure 
 
 
 def _read_panels(scene: _Scene, panels: dict[str, _Reader]) -> dict[str, dict[str, Estimate]]:
-    """Panel -> row -> value, without panels that no row has a value for."""
+    """Return panel -> row -> value, without panels that no row has a value for."""
     values = {
         name: {row.name: value for row in scene.rows if (value := read(row)) is not None}
         for name, read in panels.items()
@@ -229,28 +258,24 @@ def _fill_bars(
 
 
 def _draw_curves(scene: _Scene) -> Figure | None:
-    rows = [row for row in scene.rows if any(map(_curve, row.outcomes))]
+    rows = list(filter(scene.evaluated, scene.rows))
     if not rows:
         return None
     figure = _figure_with_legend(6.5, scene, rows)
-    _fill_curves(figure.subplots(), scene, rows)
+    _fill_curves(figure.subplots(), scene)
     return figure
 
 
-def _curve(outcome: Outcome) -> list[tuple[int, float]]:
-    points = outcome.seen.progress.evaluations
-    return [(iteration, ap) for iteration, ap in points if ap is not None]
-
-
-def _fill_curves(axes: Axes, scene: _Scene, rows: Sequence[Row]) -> None:
+def _fill_curves(axes: Axes, scene: _Scene) -> None:
     unfinished = False
-    for row in rows:
+    for row in scene.rows:
         look = scene.looks[row.name]
-        for outcome in filter(_curve, row.outcomes):
+        for outcome in scene.evaluated(row):
             finished = outcome.seen.state is State.FINISHED
             unfinished |= not finished
+            iterations, values = zip(*scene.curves[outcome.run.id], strict=True)
             axes.plot(
-                *zip(*_curve(outcome), strict=True), color=look.color, marker=look.marker,
+                iterations, values, color=look.color, marker=look.marker,
                 markersize=6 if look.marker == "*" else 3.5, lw=1,
                 ls="-" if finished else (0, (2, 2)), clip_on=False,
                 zorder=3 if row.name == scene.baseline else 2,
@@ -261,13 +286,13 @@ def _fill_curves(axes: Axes, scene: _Scene, rows: Sequence[Row]) -> None:
 
 
 def _figure_with_legend(width: float, scene: _Scene, rows: Sequence[Row]) -> Figure:
-    """A figure with ``width`` inches for axes, and beside them, where it covers nothing, a legend.
+    """Return a figure with ``width`` inches for axes, and a legend beside them.
 
     The legend begins with the highest AP, as the axes do.
     """
 
     def last(row: Row) -> float:
-        found = average([_curve(outcome)[-1][1] for outcome in row.outcomes if _curve(outcome)])
+        found = average([scene.curves[run.run.id][-1][1] for run in scene.evaluated(row)])
         return found.mean if found else 0.0
 
     looks = [scene.looks[row.name] for row in sorted(rows, key=last, reverse=True)]
@@ -308,7 +333,7 @@ def _draw_speed(scene: _Scene) -> Figure | None:
 def _draw_trade_off(
     scene: _Scene, panels: dict[str, Callable[[Outcome], float | None]]
 ) -> Figure | None:
-    """A panel for each cost, and in it AP over that cost, a point for each row."""
+    """Draw a panel for each cost: AP over that cost, a point for each row."""
     quality = _read_panels(scene, {"AP": _over_seeds(_AP)}).get("AP", {})
     costs = {
         name: {
@@ -352,8 +377,7 @@ def _draw_overview(scene: _Scene, title: str) -> Figure | None:
     figure = Figure(figsize=(bars + 4.8, max(3.4, height + 1.0)), layout="constrained")
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(bars, 4.8))[0]
     _fill_bars(left, scene, rows, values)
-    curved = [row for row in scene.rows if any(map(_curve, row.outcomes))]
-    _fill_curves(right.subplots(), scene, curved)
+    _fill_curves(right.subplots(), scene)
     figure.suptitle(title, fontsize=10, wrap=True)
     return figure
 

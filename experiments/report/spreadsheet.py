@@ -1,4 +1,4 @@
-"""The figures of all runs in full, as CSV."""
+"""All figures of all runs as CSV."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _PATHS = {
 
 
 def to_csv(outcomes: Sequence[Outcome]) -> str:
-    """One line per run; what a run does not have is empty.
+    """Return one line per run; a figure that a run lacks is empty.
 
     Numbers are written as Python's ``repr`` and JSON do, so that they are those of
     ``summary.json`` to the last digit.

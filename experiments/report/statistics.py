@@ -40,7 +40,7 @@ class Difference:
 
 
 def average(values: Sequence[float]) -> Estimate | None:
-    """Mean and deviation; None without values."""
+    """Return mean and deviation; None without values."""
     if not values:
         return None
     mean = statistics.fmean(values)
@@ -49,7 +49,7 @@ def average(values: Sequence[float]) -> Estimate | None:
 
 
 def paired_difference(own: Mapping[int, float], base: Mapping[int, float]) -> Difference | None:
-    """The mean difference by seed, which is free of what a seed does to both alike.
+    """Return the mean difference, paired by seed: what a seed does to both cancels out.
 
     Args:
         own: seed -> figure of a row.
@@ -73,9 +73,9 @@ def _deviation(values: Sequence[float], mean: float) -> float:
 
 @functools.cache
 def t_quantile(freedom: int, level: float = 0.95) -> float:
-    """The t that Student's distribution exceeds in size with a chance of ``1 - level``.
+    """Return the t of a two-sided interval: ``P(|T| <= t) = level`` by Student's distribution.
 
-    scipy has it too, but importing that would take longer than the rest of a report.
+    scipy.special has it too, but its import takes longer than the rest of a report.
 
     Args:
         freedom: degrees of freedom, at least 1.

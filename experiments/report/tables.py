@@ -1,4 +1,4 @@
-"""What a report says: its tables, and the words around them."""
+"""The content of a report: its tables and the text around them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _RESULTS = (
     "evaluation. They hold for the machine and its load at the time."
 )
 _ERRORS = (
-    "AP50 points that mending all errors of a kind would bring, mean over seeds (and its mean "
+    "AP50 gained by fixing all errors of one type, mean over seeds (in brackets: the mean "
     "difference to the baseline, seed by seed)."
 )
 _MATCHING = (
@@ -55,13 +55,13 @@ _PICTURES = {
 def compose(
     comparison: Comparison, mixes: Sequence[str], drawn: Mapping[str, Path] | None, remark: str
 ) -> Document:
-    """Write a report.
+    """Return a report.
 
     Args:
         comparison: of the runs.
-        mixes: what they must have in common and do not; see ``find_mixes``.
-        drawn: name -> picture, in the folder ``plots``; None where none was wanted.
-        remark: what could not be found out.
+        mixes: unequal data or schedules; see ``find_mixes``.
+        drawn: name -> picture, in the folder ``plots``; None if no plots were asked for.
+        remark: why the states may be out of date; may be empty.
     """
     blocks: list[Block] = [Text(comparison.sweep.question)]
     if mixes:
@@ -84,7 +84,7 @@ def compose(
 
 
 def results_table(comparison: Comparison) -> Table:
-    """The table of AP and cost, a line for each row."""
+    """Return the table of AP and cost, a line for each row."""
     base = comparison.baseline.by_seed("results.bbox.AP")
 
     def versus(row: Row) -> str:
@@ -177,7 +177,7 @@ def _role(knob: Knob) -> str:
 
 
 def _group_values(knob: Knob) -> str:
-    """Each value with its rows, the one of most rows first."""
+    """Return each value with its rows, the most frequent value first."""
     groups: dict[str, list[str]] = {}
     for row, value in knob.values.items():
         groups.setdefault(value, []).append(row)
@@ -199,7 +199,7 @@ def _list_partial(knobs: Sequence[Knob]) -> list[str]:
 
 
 def _runs(comparison: Comparison) -> list[Block]:
-    """What a reader needs to trace the figures."""
+    """List what a reader needs to trace the figures: versions, hardware, data, all runs."""
     runs = comparison.outcomes
     done = [run for run in runs if run.summary]
 
@@ -253,7 +253,7 @@ def _count_starts(run: Outcome) -> str:
 
 
 def _overview(comparison: Comparison, drawn: Mapping[str, Path]) -> list[Block]:
-    """The pictures of AP, and a word on what they lack."""
+    """Return the pictures of AP, and name those that are missing."""
     from .plots import MAX_ROWS
 
     names = ("ap_by_size", "ap_over_iterations", "ap_against_memory", "ap_against_speed")
@@ -278,7 +278,7 @@ def _pictures(drawn: Mapping[str, Path], *names: str) -> list[Block]:
 
 
 def _table(comparison: Comparison, columns: Mapping[str, Callable[[Row], str]]) -> Table:
-    """A line for each row, which begins with what the row is."""
+    """Return a line for each row; it begins with the row's cells or name."""
     cells = [row.outcomes[0].run.cells for row in comparison.rows]
     axes = ["run"] if any("run" in each for each in cells) else list(cells[0])
     lines = []
@@ -301,7 +301,7 @@ def _mean(path: str, row: Row) -> str:
 
 
 def _states(row: Row) -> str:
-    """How many of a row's runs its figures are of, and what became of the others."""
+    """Return how many runs of a row have results, and the states of the others."""
     if len(row.outcomes) == 1:
         return row.outcomes[0].seen.state.value
     seeds: dict[str, list[str]] = {}

@@ -15,13 +15,14 @@ lines that belong to the weights to the standard output.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from yolof_d2.errors import UserError
 
@@ -155,7 +156,7 @@ def _report(title: str, result: Conversion, others: Sequence[str]) -> None:
 
 
 def _format_config(keys: Mapping[str, Any]) -> str:
-    """YAML of config keys in dotted form."""
+    """Return config keys in dotted form as YAML."""
     tree: dict[str, Any] = {}
     for key, value in keys.items():
         *nodes, leaf = key.split(".")
@@ -163,16 +164,7 @@ def _format_config(keys: Mapping[str, Any]) -> str:
         for name in nodes:
             node = node.setdefault(name, {})
         node[leaf] = value
-    return "".join(_yaml_lines(tree, ""))
-
-
-def _yaml_lines(tree: Mapping[str, Any], indent: str) -> Iterator[str]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield f"{indent}{key}:\n"
-            yield from _yaml_lines(value, f"{indent}  ")
-        else:
-            yield f"{indent}{key}: {json.dumps(value)}\n"  # what is JSON is YAML
+    return yaml.safe_dump(tree, sort_keys=False, width=1000)
 
 
 if __name__ == "__main__":

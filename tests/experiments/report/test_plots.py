@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -72,6 +73,27 @@ def test_nothing_is_drawn_of_nothing(tmp_path):
     sweep.add({"k": "1"})
     assert draw_plots(comparison_of(sweep), tmp_path) == {}
     assert not (tmp_path / "plots").exists()
+
+
+def test_curves_are_those_of_metrics_json_or_else_of_an_old_record(tmp_path):
+    sweep = FinishedSweep(tmp_path)
+    points = [[50, 8.0], [75, None]]
+    folder = sweep.add({"k": "1"}, 0, summary(30.0), evaluations=points)
+    sweep.add({"k": "1"}, 1, summary(31.0), evaluations=points)
+    records = [(24, 9.0), (49, 12.0), (59, None), (39, float("nan")), (74, 20.0), (100, 30.0)]
+    folder.joinpath("metrics.json").write_text(
+        "".join(  # of a run that went back to a checkpoint; the last evaluation is of its end
+            json.dumps({"iteration": iteration, **({} if ap is None else {"bbox/AP": ap})}) + "\n"
+            for iteration, ap in records
+        )
+    )
+    comparison = comparison_of(sweep)
+    scene = plots._set_scene(comparison.rows, comparison.baseline.name)
+    assert list(scene.curves.values()) == [[(25, 9.0), (75, 20.0), (100, 30.0)], [(50, 8.0)]]
+    lines = plots._draw_curves(scene).axes[0].lines
+    assert [line.get_xydata().tolist() for line in lines] == [
+        [[25, 9.0], [75, 20.0], [100, 30.0]], [[50, 8.0]],
+    ]  # fmt: skip
 
 
 def overlap(texts: list, renderer: object) -> list[tuple[str, str]]:
