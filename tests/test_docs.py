@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,7 +40,9 @@ DOCUMENTS += [str(file.relative_to(ROOT)) for file in (ROOT / "docs").rglob("*.m
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`((?:python|make|source|\.venv/bin/[\w-]+|\.ci/run)(?: [^`]*)?)`")
-MARK = re.compile(r"\bneeds (a GPU|COCO|a cluster|W&B|GitHub|a git checkout|root)\b")
+MARK = re.compile(
+    r"\bneeds (a GPU|COCO|a cluster|W&B|GitHub|a git checkout|root|a quiet machine)\b"
+)
 
 # Run by test_these_commands_run_as_written, in this order, in one folder.
 RUN_HERE = [
@@ -70,13 +73,15 @@ RUN_BY_TEST = {
     "python -m yolof_d2.conformance --all": (
         "test_every_part_means_own_parts_and_of_detectron2_the_resnet"
     ),
-    "python -m yolof_d2.tools.model_zoo": "test_the_file_in_the_repository_is_what_the_command_writes",
+    "python -m yolof_d2.tools.model_zoo": (
+        "test_the_file_in_the_repository_is_what_the_command_writes"
+    ),
     "python -m experiments plan": "test_every_sweep_resolves_against_the_configs_here",
-    "python -m experiments submit": "test_runs_here_are_started_once",
-    "python -m experiments status": "test_runs_here_are_started_once",
-    "python -m experiments report": "test_runs_here_are_started_once",
-    "python -m experiments logs": "test_runs_here_are_started_once",
-    "python -m experiments cancel": "test_runs_here_are_started_once",
+    "python -m experiments submit": "test_cancel_saves_and_retry_goes_on",
+    "python -m experiments cancel": "test_cancel_saves_and_retry_goes_on",
+    "python -m experiments logs": "test_a_crash_ends_with_its_last_line",
+    "python -m experiments status": "test_these_commands_never_import_torch",
+    "python -m experiments report": "test_these_commands_never_import_torch",
 }
 # Nothing to run: a switch of Python, and a family of commands each of which stands elsewhere.
 NO_COMMAND = {"python -O", "python -m experiments"}
@@ -140,9 +145,13 @@ def test_every_command_is_run_by_a_test_or_marked(command: Command) -> None:
 
 
 def test_a_new_command_is_noticed() -> None:
-    text = "Try `python -m new.thing`.\n\n```\nmake magic  # needs a GPU\nfrobnicate \\\n  --all\n```\n"
-    found = {str(command): who_runs(command) for command in commands_in(text)}
-    assert found == {"make magic": "here", "frobnicate --all": "", "python -m new.thing": ""}
+    fence = "```\npython -m other.thing  # needs a GPU\nfrobnicate \\\n  --all\n```\n"
+    commands = commands_in(f"Try `python -m new.thing`.\n\n{fence}")
+    assert {str(command): who_runs(command) for command in commands} == {
+        "python -m other.thing": "needs a GPU",
+        "frobnicate --all": "",
+        "python -m new.thing": "",
+    }
 
 
 def test_the_tests_that_run_commands_exist_and_every_entry_is_used() -> None:
@@ -154,7 +163,7 @@ def test_the_tests_that_run_commands_exist_and_every_entry_is_used() -> None:
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with the repository's files, data to name in commands, and the README's files."""
     folder = tmp_path_factory.mktemp("workplace")
     for name in ("configs", "docs", "experiments", "yolof_d2", "train_net.py", "Makefile"):
@@ -166,15 +175,13 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if language in ("python", "yaml"):
             name = {"python": "my_parts.py", "yaml": "my_sweep.yaml"}[language]
             (folder / name).write_text(text)
-    return folder
+    yield folder
+    ENCODER_REGISTRY._obj_map.pop("OneConvEncoder", None)
 
 
 @pytest.fixture
-def in_the_workplace(workplace: Path, monkeypatch: pytest.MonkeyPatch):
-    """Stand in the folder; forget the README's encoder afterwards."""
+def in_the_workplace(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
-    yield workplace
-    ENCODER_REGISTRY._obj_map.pop("OneConvEncoder", None)
 
 
 @pytest.mark.parametrize("command", [Command("", tuple(c.split()), "") for c in RUN_HERE], ids=str)
