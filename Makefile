@@ -1,4 +1,4 @@
-# One command per task; the first one builds .venv with the tested versions.
+# One command per task. The first command you run builds .venv with the tested versions.
 PYTHON ?= python3
 DETECTRON2_SOURCE ?= wheel
 
@@ -9,7 +9,7 @@ EXPERIMENTS := $(PY) -m experiments
 CONSTRAINTS := requirements/constraints.txt
 PIP := $(PY) -m pip --disable-pip-version-check install -c $(CONSTRAINTS)
 
-# What a user may have set and what cannot work inside .venv.
+# Settings of the user's pip that do not work inside .venv.
 export PIP_USER := 0
 unexport PIP_BUILD_CONSTRAINT
 
@@ -23,24 +23,24 @@ Ubuntu: apt-get install python3 python3-venv) or name another one: make PYTHON=/
 OLD_PYTHON = '$(PYTHON)' is older than 3.10. Name a newer one: make PYTHON=/path/to/python3
 NO_VENV = '$(PYTHON)' cannot make virtual environments (module venv or ensurepip is missing). \
 Debian and Ubuntu: apt-get install python3-venv; then run make again.
-VENV_FAILED = could not create $(VENV); see the lines above. Expected a writable folder with \
-space left; then run make again.
-PIP_FAILED = pip could not install a package; see its lines above. Expected a package index with \
-the versions in $(CONSTRAINTS) and about 8 GB of free disk. Check the network and \
-a proxy (HTTPS_PROXY) and the index (pip config list) and the disk (df -h .); then run make again.
-D2_FAILED = Detectron2 is not installed; the message above says why. Then run make again.
-DEMO_FAILED = the demo did not finish; see above. The log of what failed: $(EXPERIMENTS) logs demo; \
-make demo goes on where it stopped.
-TEST_FAILED = tests failed; see above. One test again: $(PY) -m pytest <file>::<test>
-FORMAT_FAILED = files are not formatted. Run make format and look at the difference.
-CHECK_FAILED = ruff found problems; see above. make format fixes those it can.
+VENV_FAILED = could not create $(VENV); see the lines above. Check that the folder is writable and the \
+disk has space, then run make again.
+PIP_FAILED = pip could not install a package; see its output above. Expected a package index with \
+the versions in $(CONSTRAINTS) and about 8 GB of free disk. Check the network, the proxy \
+(HTTPS_PROXY), the index (pip config list) and the disk (df -h .), then run make again.
+D2_FAILED = could not install Detectron2; the message above says why. Fix it, then run make again.
+DEMO_FAILED = the demo did not finish; see above. To see the logs of failed runs: \
+$(EXPERIMENTS) logs demo. To continue where it stopped: make demo.
+TEST_FAILED = tests failed; see above. To run one test again: $(PY) -m pytest <file>::<test>
+FORMAT_FAILED = some files are not formatted. Run make format and review the diff.
+CHECK_FAILED = ruff found problems; see above. make format fixes some of them.
 TYPES_FAILED = mypy found type errors; see above.
 
-help:  ## show this list
+help:  ## show this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "  Variables: PYTHON=$(PYTHON) (3.10 or newer),"
-	@echo "  DETECTRON2_SOURCE=$(DETECTRON2_SOURCE) (wheel; or upstream: from GitHub, with compiled operators)"
+	@echo "  DETECTRON2_SOURCE=$(DETECTRON2_SOURCE) (wheel, or upstream: GitHub source with compiled operators)"
 
 demo: $(STAMP)  ## train three models on generated images, compare them, draw a picture
 	@$(EXPERIMENTS) submit demo --cluster local || $(call fail,$(DEMO_FAILED))
@@ -52,16 +52,16 @@ demo: $(STAMP)  ## train three models on generated images, compare them, draw a 
 test: $(STAMP)  ## run all tests
 	@$(PY) -m pytest -q tests || $(call fail,$(TEST_FAILED))
 
-lint: $(STAMP)  ## check format, style and types; changes nothing
+lint: $(STAMP)  ## check format, style and types; change nothing
 	@$(PY) -m ruff format --check . || $(call fail,$(FORMAT_FAILED))
 	@$(PY) -m ruff check . || $(call fail,$(CHECK_FAILED))
 	@$(PY) -m mypy || $(call fail,$(TYPES_FAILED))
 
-format: $(STAMP)  ## format all files, fix what ruff can fix
+format: $(STAMP)  ## format all files and fix what ruff can fix
 	@$(PY) -m ruff format .
 	@$(PY) -m ruff check --fix .
 
-clean:  ## remove .venv and caches; keeps output/
+clean:  ## remove .venv and caches; keep output/ and runs/
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -70,7 +70,7 @@ $(STAMP): setup.py $(CONSTRAINTS) requirements/install_detectron2.py
 	@$(PYTHON) -c '' 2>/dev/null || $(call fail,$(NO_PYTHON))
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || $(call fail,$(OLD_PYTHON))
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || $(call fail,$(NO_VENV))
-	@# An environment that is whole and of the same Python is kept, and only brought up to date.
+	@# Keep a working environment of the same Python and only update it.
 	@v='import sys, pip; print(sys.version_info[:3])'; \
 	new=$$($(PYTHON) -c 'import sys; print(sys.version_info[:3])'); \
 	if [ "$$($(PY) -c "$$v" 2>/dev/null)" != "$$new" ]; then \

@@ -23,13 +23,13 @@ def read_readme() -> str:
     return readme.read_text(encoding="utf-8") if readme.is_file() else ""
 
 
-# The ranges say what the code should run with; requirements/constraints.txt says what it is
-# tested with (one exact set per Python version). `make` installs the tested set.
+# The ranges are what the code should work with. requirements/constraints.txt pins what it is
+# tested with, one exact set per Python version; `make` installs that set.
 INSTALL_REQUIRES = [
-    # Not on the Python package index: requirements/install_detectron2.py installs it first.
+    # Not on the package index: requirements/install_detectron2.py installs it first.
     "detectron2>=0.6",
-    # Tested with 2.12.1 only. Each torchvision asks for exactly one torch, so a matching pair
-    # is what pip picks, except where a torch without a counterpart (CPU-only) is preferred.
+    # Tested with 2.12.1 only. Each torchvision requires one exact torch, so pip picks a matching
+    # pair, unless a torch without a matching torchvision (CPU-only) is preferred.
     "torch>=2.4",
     "torchvision>=0.19",
     "faster-coco-eval>=1.6",
@@ -41,16 +41,16 @@ INSTALL_REQUIRES = [
     "matplotlib>=3.7",
     "numpy>=1.26",
     "pillow>=10",
-    "pycocotools>=2.0.8",  # the first with NumPy 2 support
+    "pycocotools>=2.0.8",  # first release that supports NumPy 2
     "pydantic>=2.7",
     "pyyaml>=6",
     "scipy>=1.11",
-    "setuptools<81",  # detectron2.model_zoo imports pkg_resources, which later ones drop
+    "setuptools<81",  # detectron2.model_zoo imports pkg_resources, removed later
     "submitit>=1.5",
     "tabulate>=0.9",
     "tensorboard",
     "wandb>=0.28.2",
-    "wandb-workspaces>=0.4.13,<0.5",  # a public preview, which changes
+    "wandb-workspaces>=0.4.13,<0.5",  # a public preview: its interface may change
     "yacs>=0.1.8",
 ]
 
@@ -60,7 +60,7 @@ DEV_REQUIRES = [
     "pre-commit",
     "pytest>=8",
     "ruff",
-    "timm>=1.0.31",  # the first in which Swin takes images of any size by the same option as ViT
+    "timm>=1.0.31",  # first release whose Swin takes any image size by ViT's option
     "types-PyYAML",
     "types-tabulate",
 ]

@@ -119,7 +119,8 @@ def test_every_config_trains_two_steps_and_predicts(file, data, tmp_path):
 @each_model
 def test_every_config_says_what_it_is_what_was_published_and_how_to_run_it(file):
     header = re.match(r"(#.*\n)+", file.read_text()).group()
-    assert re.search(r"^# Published:  (none|in the|\d+\.\d AP.* \(.+\))", header, re.MULTILINE)
+    known = r"^# Published:  (none|paper, (Table|Figure) .+; |\d+\.\d AP.* \(.+\))"
+    assert re.search(known, header, re.MULTILINE)
     command = header.split("# Command:")[1]
     assert f"--config-file configs/{name_of(file)}" in command
 

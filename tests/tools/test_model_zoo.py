@@ -180,7 +180,7 @@ def test_a_new_record_appears_and_makes_the_old_file_out_of_date(small_zoo):
     record["command"] = f"python train_net.py --config-file {config}"
     record["results"]["bbox"]["AP"] = 37.65
     (folder / "records" / "run.json").write_text(json.dumps(record))
-    with pytest.raises(SystemExit, match=r"out of date; run python -m yolof_d2\.model_zoo"):
+    with pytest.raises(SystemExit, match=r"out of date; run python -m yolof_d2\.tools\.model_zoo"):
         main([*arguments, "--check"])
     assert main(arguments) == 0
     assert f"[37.6]({folder / 'records' / 'run.json'})" in (folder / "zoo.md").read_text()
