@@ -29,7 +29,6 @@ from yolof_d2.evaluation import COCOBoxEvaluator
 from yolof_d2.measure.metrics_writer import MetricsWriter
 from yolof_d2.measure.provenance import describe_run
 from yolof_d2.measure.scalars import GradientNorm, TrainingMeasurements, measure_evaluation
-from yolof_d2.modeling import build_model
 from yolof_d2.tracking import WandbWriter
 
 from .checkpoint import StrictDetectionCheckpointer

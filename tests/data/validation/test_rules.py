@@ -24,156 +24,95 @@ def test_good_data_has_no_problems(folder, training):
 
 
 B, A = "sub/b.png", "a.png"
-# edit of the good data, severity and kind, image, annotation id, rule for train and/or test data
+# edit of the good data, kind, image, annotation id; of train or test data alone if it says so
 RULES = {
-    "no images": (drop("images"), "error format", None, None, "tr te"),
-    "images no list": (top(images={}), "error format", None, None, "tr te"),
-    "no image": (top(images=[]), "error format", None, None, "tr te"),
-    "no categories": (drop("categories"), "error format", None, None, "tr te"),
-    "categories empty": (top(categories=[]), "error format", None, None, "tr te"),
-    "annotations no list": (top(annotations=3), "error format", None, None, "tr te"),
-    "train: no annotations key": (drop("annotations"), "error format", None, None, "tr"),
-    "test: no annotations key": (drop("annotations"), "warning no_ground_truth", None, None, "te"),
-    "image is a number": (add("images", 5), "error entry", None, None, "tr te"),
-    "no file_name": (without("images", "file_name"), "error entry", 2, None, "tr te"),
-    "no width": (without("images", "width"), "error entry", B, None, "tr te"),
-    "no image id": (without("images", "id"), "error entry", B, None, "tr te"),
-    "height 0": (image("height", 0), "error entry", B, None, "tr te"),
-    "width is text": (image("width", "40"), "error entry", B, None, "tr te"),
-    "annotation is null": (add("annotations", None), "error entry", None, None, "tr te"),
-    "no bbox": (without("annotations", "bbox"), "error entry", A, 12, "tr te"),
-    "no category_id": (without("annotations", "category_id"), "error entry", A, 12, "tr te"),
-    "no annotation id": (without("annotations", "id"), "error entry", A, None, "tr te"),
-    "no image_id": (without("annotations", "image_id"), "error entry", None, 12, "tr te"),
-    "category is text": (annotation(category_id="2"), "error entry", A, 12, "tr te"),
-    "category without name": (without("categories", "name"), "error entry", None, None, "tr te"),
-    "category id is text": (
-        add("categories", {"id": "3", "name": "x"}),
-        "error entry",
-        None,
-        None,
-        "tr te",
-    ),
-    "image id twice": (
-        add_copy("images", file_name="empty.png"),
-        "error duplicate_image",
-        "empty.png",
-        None,
-        "tr te",
-    ),
-    "annotation id twice": (annotation(id=11), "error duplicate_annotation", A, 11, "tr te"),
-    "category id twice": (
-        add("categories", {"id": 2, "name": "x"}),
-        "error duplicate_category",
-        None,
-        None,
-        "tr te",
-    ),
-    "unknown category": (
-        add_copy("annotations", id=9, category_id=5),
-        "error unknown_category",
-        A,
-        9,
-        "tr te",
-    ),
-    "three numbers": (annotation(bbox=[1, 2, 3]), "error bad_box", A, 12, "tr te"),
-    "text box": (annotation(bbox=[1, 2, 3, "4"]), "error bad_box", A, 12, "tr te"),
-    "NaN box": (annotation(bbox=[1, 2, 3, float("nan")]), "error bad_box", A, 12, "tr te"),
-    "infinite box": (annotation(bbox=[1, 2, float("inf"), 3]), "error bad_box", A, 12, "tr te"),
-    "box is null": (annotation(bbox=None), "error bad_box", A, 12, "tr te"),
-    "iscrowd text": (annotation(iscrowd="0"), "error bad_iscrowd", A, 12, "tr te"),
-    "iscrowd 2": (annotation(iscrowd=2), "error bad_iscrowd", A, 12, "tr te"),
-    "ignore": (annotation(ignore=1), "error ignore_flag", A, 12, "tr te"),
-    "missing file": (
-        image("file_name", "sub/gone.png"),
-        "error missing_image",
-        "sub/gone.png",
-        None,
-        "tr te",
-    ),
-    "missing folder": (
-        image("file_name", "no/b.png"),
-        "error missing_image",
-        "no/b.png",
-        None,
-        "tr te",
-    ),
-    "a folder, no file": (image("file_name", "sub"), "error missing_image", "sub", None, "tr te"),
-    "train: nothing": (top(annotations=[]), "error nothing_to_learn", None, None, "tr"),
-    "train: all crowd": (all_annotations(iscrowd=1), "error nothing_to_learn", None, None, "tr"),
-    "test: nothing": (top(annotations=[]), "warning no_ground_truth", None, None, "te"),
-    "test: no area": (without("annotations", "area"), "error missing_for_evaluation", A, 12, "te"),
-    "test: no iscrowd": (
-        without("annotations", "iscrowd"),
-        "error missing_for_evaluation",
-        A,
-        12,
-        "te",
-    ),
-    "test: area text": (annotation(area="50"), "error entry", A, 12, "te"),
-    "test: id 0": (annotation(id=0), "warning annotation_id_zero", A, 0, "te"),
-    "width 0": (annotation(bbox=[1, 2, 0, 4]), "warning empty_box", A, 12, "tr te"),
-    "negative height": (annotation(bbox=[1, 2, 4, -4]), "warning empty_box", A, 12, "tr te"),
-    "outside right": (annotation(bbox=[40, 2, 4, 4]), "warning box_outside", A, 12, "tr te"),
-    "outside top": (annotation(bbox=[1, -9, 4, 9]), "warning box_outside", A, 12, "tr te"),
-    "beyond left": (annotation(bbox=[-1.5, 2, 4, 4]), "warning box_exceeds", A, 12, "tr te"),
-    "beyond bottom": (annotation(bbox=[1, 2, 4, 29.5]), "warning box_exceeds", A, 12, "tr te"),
-    "unknown image": (
-        add_copy("annotations", id=9, image_id=77),
-        "warning unknown_image",
-        77,
-        9,
-        "tr te",
-    ),
-    "polygon": (annotation(segmentation=[[1, 2, 3, 4]]), "warning dropped_polygon", A, 12, "tr te"),
-    "train: unused": (
-        add("categories", {"id": 3, "name": "x"}),
-        "warning unused_category",
-        None,
-        None,
-        "tr",
-    ),
-    "train: crowd only": (annotation(iscrowd=1), "warning crowd_only_category", None, None, "tr"),
-    "same file": (add_copy("images", id=4), "warning duplicate_file", A, None, "tr te"),
-    "same name": (
-        lambda d: d["categories"][1].update(name="cat"),
-        "warning duplicate_name",
-        None,
-        None,
-        "tr te",
-    ),
+    "no images": (drop("images"), "format"),
+    "images no list": (top(images={}), "format"),
+    "no image": (top(images=[]), "format"),
+    "no categories": (drop("categories"), "format"),
+    "categories empty": (top(categories=[]), "format"),
+    "annotations no list": (top(annotations=3), "format"),
+    "train: no annotations key": (drop("annotations"), "format"),
+    "test: no annotations key": (drop("annotations"), "no_ground_truth"),
+    "image is a number": (add("images", 5), "entry"),
+    "no file_name": (without("images", "file_name"), "entry", 2),
+    "no width": (without("images", "width"), "entry", B),
+    "no image id": (without("images", "id"), "entry", B),
+    "height 0": (image("height", 0), "entry", B),
+    "width is text": (image("width", "40"), "entry", B),
+    "annotation is null": (add("annotations", None), "entry"),
+    "no bbox": (without("annotations", "bbox"), "entry", A, 12),
+    "no category_id": (without("annotations", "category_id"), "entry", A, 12),
+    "no annotation id": (without("annotations", "id"), "entry", A),
+    "no image_id": (without("annotations", "image_id"), "entry", None, 12),
+    "category is text": (annotation(category_id="2"), "entry", A, 12),
+    "category without name": (without("categories", "name"), "entry"),
+    "category id is text": (add("categories", {"id": "3", "name": "x"}), "entry"),
+    "image id twice": (add_copy("images", file_name="empty.png"), "duplicate_image", "empty.png"),
+    "annotation id twice": (annotation(id=11), "duplicate_annotation", A, 11),
+    "category id twice": (add("categories", {"id": 2, "name": "x"}), "duplicate_category"),
+    "unknown category": (add_copy("annotations", id=9, category_id=5), "unknown_category", A, 9),
+    "three numbers": (annotation(bbox=[1, 2, 3]), "bad_box", A, 12),
+    "text box": (annotation(bbox=[1, 2, 3, "4"]), "bad_box", A, 12),
+    "NaN box": (annotation(bbox=[1, 2, 3, float("nan")]), "bad_box", A, 12),
+    "infinite box": (annotation(bbox=[1, 2, float("inf"), 3]), "bad_box", A, 12),
+    "box is null": (annotation(bbox=None), "bad_box", A, 12),
+    "iscrowd text": (annotation(iscrowd="0"), "bad_iscrowd", A, 12),
+    "iscrowd 2": (annotation(iscrowd=2), "bad_iscrowd", A, 12),
+    "ignore": (annotation(ignore=1), "ignore_flag", A, 12),
+    "missing file": (image("file_name", "sub/gone.png"), "missing_image", "sub/gone.png"),
+    "missing folder": (image("file_name", "no/b.png"), "missing_image", "no/b.png"),
+    "a folder, no file": (image("file_name", "sub"), "missing_image", "sub"),
+    "train: nothing": (top(annotations=[]), "nothing_to_learn"),
+    "train: all crowd": (all_annotations(iscrowd=1), "nothing_to_learn"),
+    "test: nothing": (top(annotations=[]), "no_ground_truth"),
+    "test: no area": (without("annotations", "area"), "missing_for_evaluation", A, 12),
+    "test: no iscrowd": (without("annotations", "iscrowd"), "missing_for_evaluation", A, 12),
+    "test: area text": (annotation(area="50"), "entry", A, 12),
+    "test: id 0": (annotation(id=0), "annotation_id_zero", A, 0),
+    "width 0": (annotation(bbox=[1, 2, 0, 4]), "empty_box", A, 12),
+    "negative height": (annotation(bbox=[1, 2, 4, -4]), "empty_box", A, 12),
+    "outside right": (annotation(bbox=[40, 2, 4, 4]), "box_outside", A, 12),
+    "outside top": (annotation(bbox=[1, -9, 4, 9]), "box_outside", A, 12),
+    "beyond left": (annotation(bbox=[-1.5, 2, 4, 4]), "box_exceeds", A, 12),
+    "beyond bottom": (annotation(bbox=[1, 2, 4, 29.5]), "box_exceeds", A, 12),
+    "unknown image": (add_copy("annotations", id=9, image_id=77), "unknown_image", 77, 9),
+    "polygon": (annotation(segmentation=[[1, 2, 3, 4]]), "dropped_polygon", A, 12),
+    "train: unused": (add("categories", {"id": 3, "name": "x"}), "unused_category"),
+    "train: crowd only": (annotation(iscrowd=1), "crowd_only_category"),
+    "same file": (add_copy("images", id=4), "duplicate_file", A),
+    "same name": (lambda d: d["categories"][1].update(name="cat"), "duplicate_name"),
 }
 
 
-@pytest.mark.parametrize("use", ["tr", "te"])
+SEVERITY = dict(
+    words[:2]
+    for words in map(str.split, (rules.__doc__ or "").splitlines())
+    if len(words) > 2 and words[1] in ("error", "warning")
+)
+
+
+@pytest.mark.parametrize("use", ["train", "test"])
 @pytest.mark.parametrize("rule", RULES)
 def test_rule(folder, rule, use):
-    edit, severity_and_kind, image_name, annotation_id, uses = RULES[rule]
-    severity, kind = severity_and_kind.split()
-    problems = check(folder, edited(edit), training=use == "tr")
-    found = [
-        p
-        for p in problems
-        if (p.kind, p.image, p.annotation_id) == (kind, image_name, annotation_id)
-    ]
-    assert len(found) == (1 if use in uses else 0), problems
-    assert all(p.severity == severity and p.json_file.endswith("data.json") for p in found)
+    edit, kind, image_name, annotation_id = (*RULES[rule], None, None)[:4]
+    applies = rule.split(":")[0] in (use, rule)
+    problems = check(folder, edited(edit), training=use == "train")
+    place = (kind, image_name, annotation_id)
+    found = [p for p in problems if (p.kind, p.image, p.annotation_id) == place]
+    assert len(found) == applies, problems
+    assert all(p.json_file.endswith("data.json") for p in found)
+    assert all(p.severity == SEVERITY[p.kind] for p in problems)
     # Nothing else is an error: one mistake is told once.
-    others = [p for p in problems if p.severity == "error" and p not in found]
-    if use in uses:
-        assert not others
+    if applies:
+        assert not [p for p in problems if p.severity == "error" and p not in found]
 
 
 def test_every_documented_rule_is_tested_and_every_kind_is_documented():
-    documented = set()
-    for line in (rules.__doc__ or "").splitlines():
-        words = line.split()
-        if len(words) > 2 and words[1] in ("error", "warning"):
-            documented.add((words[0], words[1]))
-    tested = {tuple(reversed(rule[1].split())) for rule in RULES.values()}
+    tested = {rule[1] for rule in RULES.values()}
     elsewhere = {"json", "image_folder", "unreadable_image", "image_size"}
     elsewhere |= {"num_classes", "not_registered"}
-    assert documented == tested | {(kind, "error") for kind in elsewhere}
+    assert SEVERITY.keys() == tested | elsewhere
 
 
 @pytest.mark.parametrize(
