@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import META_ARCH_REGISTRY, build_model
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from yolof_d2.benchmark.parts import marked
 from yolof_d2.config import num_classes, set_num_classes
 from yolof_d2.measure.model_cost import build_meta_model, count_multiply_adds
+from yolof_d2.modeling import build_model
 from yolof_d2.modeling.families import family_of, foreign_nodes
 from yolof_d2.modeling.matcher.statistics import COUNTS
 
@@ -64,10 +65,11 @@ class MetaArchSubject:
         return build_model(self.cfg)
 
     def make_batch(self, *, large: bool = False) -> list[dict[str, Any]]:
-        """Two images with objects; in ``large`` ones there is an object for each level."""
+        """Two images with objects, or a ``large`` one with an object for each level."""
         top = (num_classes(self.cfg) or 1) - 1
-        first = ((640, 640), (24, 48, 96, 192, 400, 620)) if large else ((96, 128), (24, 80))
-        return [_make_image(*first, top), _make_image((64, 64), (40,), top)]
+        if large:
+            return [_make_image((640, 640), (24, 48, 96, 192, 400, 620), top)]
+        return [_make_image((96, 128), (24, 80), top), _make_image((64, 64), (40,), top)]
 
 
 def _make_image(size: tuple[int, int], sides: tuple[int, ...], top: int = 0) -> dict[str, Any]:
@@ -328,7 +330,7 @@ def family_sets_the_threshold(subject: MetaArchSubject) -> None:
     threshold = found[0].scores.median().item()
     for image in detect(threshold)[1]:
         expect(
-            len(image) and (image.scores > threshold).all(),
+            len(image) > 0 and bool((image.scores > threshold).all()),
             f"with a score threshold of {threshold:.6g} the scores detected are not all above it",
         )
 
