@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
-import yolof_d2.modeling  # noqa: F401  registers the parts
 from yolof_d2.errors import ConfigError
 from yolof_d2.modeling.families import family_of, foreign_nodes, known_families
 
