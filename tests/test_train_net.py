@@ -12,6 +12,7 @@ import pytest
 import torch
 from detectron2 import model_zoo
 
+from tests.waiting import CAP
 from yolof_d2.data.synthetic import SyntheticDataset, write_synthetic_dataset
 
 ROOT = Path(__file__).parents[1]
@@ -36,7 +37,7 @@ def train_net(*words: object, config: str = CONFIG) -> subprocess.CompletedProce
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=240,
+        timeout=CAP,
     )
 
 

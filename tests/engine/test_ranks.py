@@ -16,6 +16,7 @@ import torch.distributed as dist
 from detectron2.config import CfgNode
 
 from tests.experiments.tiny import make_tiny
+from tests.waiting import CAP, join
 from yolof_d2.config import build_cfg
 from yolof_d2.data import resolve_datasets
 from yolof_d2.engine import Trainer
@@ -63,7 +64,7 @@ def rank(number: int, folder: Path) -> None:
         init_method=f"file://{folder}/store",
         rank=number,
         world_size=RANKS,
-        timeout=timedelta(seconds=60),
+        timeout=timedelta(seconds=CAP),
     )
     from detectron2.utils import comm
 
@@ -107,12 +108,7 @@ def run(tmp_path_factory) -> Run:
     processes = [context.Process(target=rank, args=(i, folder)) for i in range(RANKS)]
     for process in processes:
         process.start()
-    for process in processes:
-        process.join(timeout=120)
-    ended = [process.exitcode for process in processes]
-    for process in processes:
-        process.kill()
-    assert ended == [0] * RANKS
+    join(processes)
     return Run(folder, [torch.load(folder / f"{i}.pth", weights_only=False) for i in range(RANKS)])
 
 

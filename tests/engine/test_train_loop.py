@@ -8,12 +8,12 @@ from datetime import timedelta
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from tests.waiting import CAP, spawn
 from yolof_d2.config import build_cfg
 from yolof_d2.data import resolve_datasets
 from yolof_d2.data.synthetic import write_synthetic_dataset
@@ -231,7 +231,7 @@ def _rank(rank: int, store: str, results: str) -> None:
         init_method=f"file://{store}",
         rank=rank,
         world_size=2,
-        timeout=timedelta(seconds=30),
+        timeout=timedelta(seconds=CAP),
     )
     from detectron2.utils import comm
 
@@ -273,15 +273,7 @@ def _rank(rank: int, store: str, results: str) -> None:
 def two_ranks(tmp_path_factory) -> list[tuple[str, bool, list[float]]]:
     """What :func:`_rank` saves, of both ranks."""
     folder = tmp_path_factory.mktemp("ranks")
-    context = mp.spawn(_rank, (str(folder / "store"), str(folder)), nprocs=2, join=False)
-    try:
-        deadline = 60
-        while not context.join(timeout=5):
-            deadline -= 5
-            assert deadline > 0, "the ranks wait for each other"
-    finally:
-        for process in context.processes:
-            process.kill()
+    spawn(_rank, str(folder / "store"), str(folder))
     return [torch.load(folder / str(rank)) for rank in range(2)]
 
 

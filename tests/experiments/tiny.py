@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import torch
 import yaml
 
 from tests.experiments.records import read_json
+from tests.waiting import CAP
 from yolof_d2.data.synthetic import write_synthetic_dataset
 
 ROOT = Path(__file__).parents[2]
@@ -131,12 +130,19 @@ def make_tiny(folder: Path) -> Tiny:
     return Tiny(folder)
 
 
+def resolve_here(requests: list[dict]) -> list[dict]:
+    """What the resolver answers, in this process, which has torch already."""
+    from experiments.spec.build_configs import resolve
+
+    return [json.loads(json.dumps(resolve(request))) for request in requests]
+
+
 def command(runs: Path, *words: object) -> list[str]:
     """The command line of ``python -m experiments``."""
     return [sys.executable, "-m", "experiments", "--runs", str(runs), *map(str, words)]
 
 
-def experiments(runs: Path, *words: object, status: int | None = 0, timeout: float = 300) -> str:
+def experiments(runs: Path, *words: object, status: int | None = 0) -> str:
     """Run ``python -m experiments`` as a user does; returns what it prints."""
     done = subprocess.run(
         command(runs, *words),
@@ -145,7 +151,7 @@ def experiments(runs: Path, *words: object, status: int | None = 0, timeout: flo
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=timeout,
+        timeout=CAP,
     )
     assert status is None or done.returncode == status, done.stdout[-3000:]
     return done.stdout
@@ -161,14 +167,6 @@ def state(folder: Path) -> dict:
     """``state.json`` of a run, empty where there is none."""
     path = folder / "state.json"
     return read_json(path) if path.exists() else {}
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 90) -> None:
-    """Wait for something that has to happen."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.2)
 
 
 def start(runs: Path, *words: object) -> subprocess.Popen:

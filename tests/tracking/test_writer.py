@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from wandb.errors import term
 
-from tests.tracking.training import make_cfg, timeline, train, train_and_die, wait_until
+from tests.tracking.training import make_cfg, timeline, train, train_and_die
 from tests.tracking.wandb_files import read_run
+from tests.waiting import wait_until
 from tests.wandb_server import WandbServer
 from yolof_d2.measure.metrics_file import read_metrics, summarise
 from yolof_d2.tracking import writer

@@ -7,7 +7,6 @@ import math
 import os
 import random
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -98,14 +97,6 @@ def train_and_die(
         os._exit(1)  # it did not die
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status)
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    """Wait for something that has to happen."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.05)
 
 
 def timeline(folder: Path) -> dict[int, dict[str, float]]:

@@ -12,14 +12,16 @@ from experiments.errors import ExperimentError
 from experiments.spec import resolve
 from experiments.spec.resolve import resolve_runs
 from experiments.spec.sweep import load_sweep
+from tests.experiments.tiny import resolve_here
 from yolof_d2.config import build_cfg, restore_cfg
 from yolof_d2.data import resolve_datasets
 
 
 @pytest.fixture(autouse=True)
-def forget(monkeypatch: pytest.MonkeyPatch) -> None:
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """A command is a process of its own: nothing is kept in memory between two."""
     monkeypatch.setattr(resolve, "_stamp", resolve._stamp.__wrapped__)
+    monkeypatch.setattr(resolve, "_ask", resolve_here)
 
 
 @pytest.fixture

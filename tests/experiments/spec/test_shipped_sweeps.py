@@ -9,9 +9,10 @@ import pytest
 import torch
 from detectron2.utils.env import seed_all_rng
 
-from experiments.spec import build_configs, resolve
+from experiments.spec import resolve
 from experiments.spec.resolve import ResolvedRun, resolve_runs
 from experiments.spec.sweep import load_sweep, sweep_names
+from tests.experiments.tiny import resolve_here
 from yolof_d2.config import restore_cfg
 from yolof_d2.data import register_datasets, resolve_datasets
 from yolof_d2.data.synthetic import write_synthetic_dataset
@@ -23,12 +24,9 @@ SMALL = [name if name == "demo" else f"{name}.small" for name in NAMES]
 
 @pytest.fixture(scope="module")
 def resolved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[ResolvedRun]]:
-    def answer(requests):  # in this process, which has torch already
-        return [json.loads(json.dumps(build_configs.resolve(request))) for request in requests]
-
     cache = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(resolve, "_ask", answer)
+        patch.setattr(resolve, "_ask", resolve_here)
         return {name: resolve_runs(load_sweep(name), cache) for name in {*NAMES, *SMALL}}
 
 

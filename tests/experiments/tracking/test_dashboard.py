@@ -22,6 +22,7 @@ from experiments.errors import ExperimentError
 from experiments.store.ledger import Ledger
 from experiments.tracking.dashboard import dashboard
 from tests.experiments.records import read_json, write_json
+from tests.waiting import CAP
 
 ROOT = Path(__file__).parents[3]
 KEY = "k" * 40
@@ -469,7 +470,7 @@ except ExperimentError as error:
     }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=variables, stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, timeout=60,
+        capture_output=True, text=True, timeout=CAP,
     )  # fmt: skip
     (line,) = done.stdout.splitlines()
     for word in (expected, "WANDB_API_KEY", "wandb login", "--dry-run"):
