@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 
@@ -10,8 +11,8 @@ os.environ["WANDB_MODE"] = "disabled"  # unless a test says otherwise
 os.environ["OMP_NUM_THREADS"] = "1"  # the processes of pytest-xdist share the cores
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)  # a wrapper, so that it comes before that of pytest-xdist
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
     """Group the tests for pytest-xdist, and start with what takes longest.
 
     Tests that need SLURM share one cluster; tests that share a fixture of their file, which may
@@ -24,3 +25,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         elif any(f.scope == "module" and f.baseid.endswith(".py") for (*_, f) in fixtures):
             item.add_marker(pytest.mark.xdist_group(item.location[0]))
     items.sort(key=lambda item: [not item.get_closest_marker(name) for name in ("slurm", "slow")])
+    return (yield)

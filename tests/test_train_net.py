@@ -12,10 +12,10 @@ import pytest
 import torch
 from detectron2 import model_zoo
 
+from tests.small import ROOT, data_keys, read_lines, write_data
 from tests.waiting import CAP
-from yolof_d2.data.synthetic import SyntheticDataset, write_synthetic_dataset
+from yolof_d2.data.synthetic import SyntheticDataset
 
-ROOT = Path(__file__).parents[1]
 SIZE = 96
 CONFIG = str(ROOT / "configs" / "quick" / "synthetic.yaml")
 NARROW = ["MODEL.RESNETS.STEM_OUT_CHANNELS", 16, "MODEL.RESNETS.RES2_OUT_CHANNELS", 32]
@@ -47,20 +47,13 @@ def succeed(*words: object, config: str = CONFIG) -> str:
     return done.stdout
 
 
-def data_keys(data: SyntheticDataset) -> list[str]:
-    train = ["DATASETS.TRAIN_JSON", data.train_json, "DATASETS.TRAIN_IMAGES", data.image_folder]
-    return train + ["DATASETS.TEST_JSON", data.val_json, "DATASETS.TEST_IMAGES", data.image_folder]
-
-
 def evaluations(folder: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
-    return [line for line in lines if "bbox/AP50" in line]
+    return [line for line in read_lines(folder / "metrics.json") if "bbox/AP50" in line]
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> SyntheticDataset:
-    folder = tmp_path_factory.mktemp("data")
-    return write_synthetic_dataset(folder, num_train=160, num_val=24, image_size=(SIZE, SIZE))
+    return write_data(tmp_path_factory.mktemp("data"), 160, 24, image_size=(SIZE, SIZE))
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,8 @@ import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode
 
-from tests.experiments.tiny import make_tiny
+from tests.small import load, write_config
 from tests.waiting import CAP, join
-from yolof_d2.config import build_cfg
-from yolof_d2.data import resolve_datasets
 from yolof_d2.engine import Trainer
 from yolof_d2.engine.checkpoint import StrictDetectionCheckpointer
 from yolof_d2.measure.metrics_file import read_metrics
@@ -40,10 +38,7 @@ def make_cfg(folder: Path, output: str) -> CfgNode:
         "SOLVER.IMS_PER_BATCH": 2 * RANKS,
         "SOLVER.BASE_LR": 0.003,
     }
-    words = [str(word) for pair in overrides.items() for word in pair]
-    cfg = build_cfg(str(folder / "model.yaml"), words)
-    resolve_datasets(cfg)
-    return cfg
+    return load(folder / "model.yaml", *(word for pair in overrides.items() for word in pair))
 
 
 def evaluate(cfg: CfgNode, weights: Path) -> dict[str, Any]:
@@ -102,9 +97,10 @@ class Run:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Run:
-    folder = make_tiny(tmp_path_factory.mktemp("ranks")).folder
+    folder = tmp_path_factory.mktemp("ranks")
+    write_config(folder)
     context = multiprocessing.get_context("forkserver")  # imports once
-    context.set_forkserver_preload(["yolof_d2.engine", "tests.experiments.tiny"])
+    context.set_forkserver_preload(["yolof_d2.engine", "tests.small"])
     processes = [context.Process(target=rank, args=(i, folder)) for i in range(RANKS)]
     for process in processes:
         process.start()

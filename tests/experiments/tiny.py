@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,33 +13,13 @@ import torch
 import yaml
 
 from tests.experiments.records import read_json
+from tests.small import ROOT, write_config
 from tests.waiting import CAP
-from yolof_d2.data.synthetic import write_synthetic_dataset
-
-ROOT = Path(__file__).parents[2]
-SIZE = 64  # pixels
-
-CONFIG = f"""
-_BASE_: {ROOT}/configs/quick/synthetic.yaml
-MODEL:
-  RESNETS: {{STEM_OUT_CHANNELS: 8, RES2_OUT_CHANNELS: 16, WIDTH_PER_GROUP: 4}}
-  ANCHOR_GENERATOR: {{SIZES: [[12, 24, 48]]}}
-  YOLOF:
-    ENCODER: {{DILATED: {{NUM_CHANNELS: 16, MID_CHANNELS: 8, DILATIONS: [1]}}}}
-    DECODER: {{IMPLICIT_OBJECTNESS: {{NUM_CLS_CONVS: 1, NUM_REG_CONVS: 1}}}}
-DATASETS:
-  TRAIN_JSON: "@/annotations/instances_train.json"
-  TRAIN_IMAGES: "@/images"
-  TEST_JSON: "@/annotations/instances_val.json"
-  TEST_IMAGES: "@/images"
-DATALOADER: {{NUM_WORKERS: 0}}
-SOLVER: {{WARMUP_ITERS: 2, CHECKPOINT_PERIOD: 100000}}
-INPUT: {{MIN_SIZE_TRAIN: [{SIZE}], MIN_SIZE_TEST: {SIZE}, RANDOM_SHIFT: {{PROB: 0.0}}}}
-"""
 
 PLUGIN = '''
 """Trains as usual, but slowly, and badly where it is told to."""
 
+import json
 import os
 import time
 from pathlib import Path
@@ -122,10 +103,7 @@ class Tiny:
 
 def make_tiny(folder: Path) -> Tiny:
     """Write data, config and plug-in."""
-    write_synthetic_dataset(
-        folder / "data", num_train=64, num_val=16, image_size=(SIZE, SIZE), seed=0
-    )
-    (folder / "model.yaml").write_text(CONFIG.replace("@", str(folder / "data")))
+    write_config(folder)
     (folder / "trouble.py").write_text(PLUGIN)
     return Tiny(folder)
 

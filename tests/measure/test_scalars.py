@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import math
 import time
 
@@ -14,9 +13,8 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from tests.experiments.tiny import Tiny, make_tiny
+from tests.small import load, read_lines, write_config
 from yolof_d2.config import build_cfg
-from yolof_d2.data import resolve_datasets
 from yolof_d2.engine import Trainer
 from yolof_d2.measure.scalars import (
     PERIOD,
@@ -31,23 +29,21 @@ from yolof_d2.modeling.matcher.statistics import COUNTS
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Tiny:
-    return make_tiny(tmp_path_factory.mktemp("tiny"))
+def small(tmp_path_factory) -> str:
+    return write_config(tmp_path_factory.mktemp("small"))
 
 
 @pytest.fixture
-def make_cfg(tiny, tmp_path):
+def make_cfg(small, tmp_path):
     def make(*overrides: object, config: str = "") -> CfgNode:
         words = ["OUTPUT_DIR", tmp_path, "TEST.EVAL_PERIOD", 0, "MODEL.DEVICE", "cpu", *overrides]
-        cfg = build_cfg(config or str(tiny.folder / "model.yaml"), list(map(str, words)))
-        resolve_datasets(cfg)
-        return cfg
+        return load(config or small, *words)
 
     return make
 
 
 def metrics(folder) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    return read_lines(folder / "metrics.json")
 
 
 def test_a_run_writes_every_measurement_of_the_table(make_cfg, tmp_path):

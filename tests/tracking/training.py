@@ -10,11 +10,11 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.utils.events import EventStorage
 from PIL import Image
 
-from yolof_d2 import add_yolof_config
+from tests.small import default_cfg
 from yolof_d2.measure.metrics_writer import MetricsWriter
 from yolof_d2.tracking import WandbWriter
 
@@ -24,8 +24,7 @@ PERIOD = 20  # of writing
 def make_cfg(folder: Path, iterations: int = 100) -> CfgNode:
     """A config that logs to W&B."""
     folder.mkdir(parents=True, exist_ok=True)
-    cfg = get_cfg()
-    add_yolof_config(cfg)
+    cfg = default_cfg()
     cfg.OUTPUT_DIR = str(folder)
     cfg.SOLVER.MAX_ITER = iterations
     cfg.WANDB.ENABLED = True

@@ -13,9 +13,9 @@ from experiments.spec import resolve
 from experiments.spec.resolve import ResolvedRun, resolve_runs
 from experiments.spec.sweep import load_sweep, sweep_names
 from tests.experiments.tiny import resolve_here
+from tests.small import data_keys, write_data
 from yolof_d2.config import restore_cfg
 from yolof_d2.data import register_datasets, resolve_datasets
-from yolof_d2.data.synthetic import write_synthetic_dataset
 from yolof_d2.engine import Trainer
 
 NAMES = sweep_names()
@@ -32,12 +32,7 @@ def resolved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Resolve
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
-    made = write_synthetic_dataset(
-        tmp_path_factory.mktemp("data"), num_train=4, num_val=2, image_size=(192, 192)
-    )
-    keys = {"TRAIN_JSON": made.train_json, "TEST_JSON": made.val_json}
-    keys |= {"TRAIN_IMAGES": made.image_folder, "TEST_IMAGES": made.image_folder}
-    return [word for key, value in keys.items() for word in (f"DATASETS.{key}", value)]
+    return data_keys(write_data(tmp_path_factory.mktemp("data"), image_size=(192, 192)))
 
 
 @pytest.mark.parametrize("name", sorted({*NAMES, *SMALL}))
