@@ -172,7 +172,11 @@ def test_train_and_test_must_have_the_same_classes(folder, categories, told):
 
 def test_order_of_the_categories_does_not_matter(folder):
     write_json(folder / "test.json", dict(reversed(TWO_CLASSES.items())))
-    resolve_datasets(make_cfg(**BOTH))
+    cfg = make_cfg(**BOTH)
+    resolve_datasets(cfg)
+    for (name,) in (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST):
+        DatasetCatalog.get(name)
+        assert MetadataCatalog.get(name).thing_classes == ["cat", "dog"]
 
 
 def test_long_list_of_differences_is_shortened(folder):

@@ -104,7 +104,14 @@ def test_the_scale_of_the_loss_survives_a_checkpoint():
 @pytest.mark.parametrize("first", PRECISIONS)
 @pytest.mark.parametrize("second", PRECISIONS)
 def test_a_run_can_be_resumed_with_another_precision(first, second):
-    trainer([], second).load_state_dict(trainer([], first).state_dict())
+    stopped, resumed = trainer([batch()], first), trainer([], second)
+    with EventStorage(41):
+        stopped.run_step()
+    resumed.load_state_dict(stopped.state_dict())
+    old, new = (each.optimizer.state_dict()["state"] for each in (stopped, resumed))
+    assert old.keys() == new.keys() == {0, 1}
+    assert all(torch.equal(old[i]["momentum_buffer"], new[i]["momentum_buffer"]) for i in old)
+    assert resumed.grad_scaler.is_enabled() == (second is torch.float16)
 
 
 def test_only_fp16_scales_the_loss():

@@ -255,19 +255,25 @@ def test_positives_of_other_detectors_are_counted_by_object_size(tiny, batch, co
 
 
 class SlowModel(nn.Module):
+    """Takes its time, and the first batches take more, on a clock of its own."""
+
+    calls, now = 0, 0.0
+
     def forward(self, inputs):
-        self.calls = getattr(self, "calls", 0) + 1
-        time.sleep(0.2 if self.calls <= 5 else 0.02)  # the first batches are slow
+        self.calls += 1
+        self.now += 0.2 if self.calls <= 5 else 0.02
 
 
-def test_an_evaluation_is_timed_as_a_whole_and_its_model_without_the_first_batches():
+def test_an_evaluation_is_timed_as_a_whole_and_its_model_without_the_first_batches(monkeypatch):
     model = SlowModel()
+    monkeypatch.setattr(time, "perf_counter", lambda: model.now)
     with measure_evaluation(model) as measured:
-        time.sleep(0.3)  # loading, scoring
+        model.now += 0.3  # loading, scoring
         for _ in range(10):
             model([{}, {}])
-    assert 1.4 < measured["seconds"] < 3
-    assert 40 < measured["images_per_second"] <= 100
+    monkeypatch.undo()
+    assert measured["seconds"] == pytest.approx(0.3 + 5 * 0.2 + 5 * 0.02)
+    assert measured["images_per_second"] == pytest.approx(2 * 5 / (5 * 0.02))
     assert measured["memory_process_mib"] > 50
     assert not model._forward_hooks and not model._forward_pre_hooks
 
