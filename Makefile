@@ -8,8 +8,7 @@ STAMP := $(VENV)/.installed
 EXPERIMENTS := $(PY) -m experiments
 CONSTRAINTS := requirements/constraints.txt
 # One process per core; tests of one group (tests/conftest.py) stay in one of them.
-PYTEST := $(PY) -m pytest -q -n logical --maxprocesses 8 --dist loadgroup --no-loadscope-reorder \
-	--durations=10
+PYTEST := $(PY) -m pytest -q -n logical --maxprocesses 8 --durations=10
 PIP := $(PY) -m pip --disable-pip-version-check install -c $(CONSTRAINTS)
 
 # Settings of the user's pip that do not work inside .venv.

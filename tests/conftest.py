@@ -2,27 +2,45 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 os.environ["WANDB_MODE"] = "disabled"  # unless a test says otherwise
 os.environ["OMP_NUM_THREADS"] = "1"  # the processes of pytest-xdist share the cores
 
+ROOT = Path(__file__).parents[1]
 
-@pytest.hookimpl(wrapper=True)  # a wrapper, so that it comes before that of pytest-xdist
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
-    """Group the tests for pytest-xdist, and start with what takes longest.
 
-    Tests that need SLURM share one cluster; tests that share a fixture of their file, which may
-    be a whole training, share its process.
-    """
-    for item in items:
-        fixtures = item._fixtureinfo.name2fixturedefs.values()
-        if item.get_closest_marker("slurm"):
-            item.add_marker(pytest.mark.xdist_group("slurm"))
-        elif any(f.scope == "module" and f.baseid.endswith(".py") for (*_, f) in fixtures):
-            item.add_marker(pytest.mark.xdist_group(item.location[0]))
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with what takes longest."""
     items.sort(key=lambda item: [not item.get_closest_marker(name) for name in ("slurm", "slow")])
-    return (yield)
+
+
+@functools.cache
+def group(file: str) -> str:
+    """The group of all tests of a file, empty where each may run in a process of its own."""
+    text = (ROOT / file).read_text(encoding="utf-8")
+    if "pytest.mark.slurm" in text:
+        return "slurm"  # they share one cluster
+    return file if 'scope="module"' in text else ""  # what they share may be a whole training
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep the tests of a group in one process of pytest-xdist.
+
+    Its own ``--dist loadgroup`` does not: version 3.8 writes to an attribute that pytest 9.2 does
+    not read.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduler(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group(nodeid.partition("::")[0]) or nodeid
+
+    config.option.loadscopereorder = False  # the order is ours
+    return Scheduler(config, log)

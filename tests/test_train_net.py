@@ -129,6 +129,7 @@ def test_two_ranks_train_on_the_cpu_though_most_images_are_empty(data, tmp_path)
     assert (summary["world_size"], summary["iterations"]) == (2, 4)
 
 
+@pytest.mark.slow
 def test_detectron2s_retinanet_trains_on_the_same_json_keys(data, tmp_path):
     succeed(
         *(*COMMON, *NARROW, *data_keys(data), "OUTPUT_DIR", tmp_path),
@@ -155,6 +156,7 @@ def break_data(data: SyntheticDataset, folder: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mistake", "parts"),
     [

@@ -23,6 +23,8 @@ from tests.experiments.tiny import (
 )
 from tests.waiting import CAP, wait_until
 
+pytestmark = pytest.mark.slow  # all but one start jobs
+
 SLOW = {"SOLVER.MAX_ITER": 60, "SOLVER.STEPS": [50]}
 
 

@@ -23,6 +23,8 @@ from tests.tracking.wandb_files import LocalRun, read_run
 from tests.waiting import CAP, wait_until
 from yolof_d2.measure.metrics_file import read_metrics
 
+pytestmark = pytest.mark.slow
+
 ITERATIONS = 180
 KILLS = 3
 
