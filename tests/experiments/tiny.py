@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 import yaml
 
+from experiments.spec.resolve import ConfigAnswer, ConfigRequest
 from tests.experiments.records import read_json
 from tests.small import ROOT, write_config
 from tests.waiting import CAP
@@ -108,11 +109,12 @@ def make_tiny(folder: Path) -> Tiny:
     return Tiny(folder)
 
 
-def resolve_here(requests: list[dict]) -> list[dict]:
+def resolve_here(requests: list[ConfigRequest]) -> list[ConfigAnswer]:
     """What the resolver answers, in this process, which has torch already."""
     from experiments.spec.build_configs import resolve
 
-    return [json.loads(json.dumps(resolve(request))) for request in requests]
+    answers = [json.dumps(resolve(request).model_dump()) for request in requests]
+    return [ConfigAnswer.model_validate_json(answer) for answer in answers]
 
 
 def command(runs: Path, *words: object) -> list[str]:

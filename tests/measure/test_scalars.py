@@ -217,7 +217,7 @@ def test_yolofs_matches_are_those_that_its_loss_got(make_cfg, batch):
 @pytest.mark.parametrize(
     "config", ["quick/synthetic_retinanet.yaml", "baselines/fcos_R_50_FPN_1x.yaml"]
 )
-def test_positives_of_other_detectors_are_counted_by_object_size(tiny, batch, config):
+def test_positives_of_other_detectors_are_counted_by_object_size(batch, config):
     narrow = ["MODEL.RESNETS.RES2_OUT_CHANNELS", "16", "MODEL.RESNETS.WIDTH_PER_GROUP", "4"]
     cfg = build_cfg(f"configs/{config}", ["MODEL.DEVICE", "cpu", *narrow])
     model = Trainer.build_model(cfg).train()

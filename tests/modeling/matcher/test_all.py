@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from yolof_d2.modeling import build_matcher
+from yolof_d2.modeling import GroundTruth, build_matcher
 from yolof_d2.modeling.matcher import (
     MATCHER_REGISTRY,
     ATSSMatcher,
@@ -21,7 +21,7 @@ from yolof_d2.modeling.matcher import (
     UniformMatcher,
 )
 
-from .helpers import grid_anchors, random_image, run
+from .helpers import grid_anchors, pad, random_image, run
 
 # Other than the defaults, for every key of each node.
 SETTINGS = {
@@ -98,3 +98,24 @@ def test_no_temporary_is_larger_than_images_x_boxes_x_anchors(cfg, part):
     with LargestResult() as largest:
         run(anchors, images, matcher)
     assert len(anchors) * 9 <= largest.numel <= 5 * 9 * len(anchors)
+
+
+@each_matcher
+def test_padding_may_hold_anything(cfg, part):
+    anchors = grid_anchors(3, 3)
+    images = [random_image(len(anchors), num, seed=num) for num in (4, 0, 2)]
+    truth, filled = pad(images), pad([random_image(len(anchors), 4, seed=9)] * 3)
+    filled = GroundTruth(
+        truth.boxes.where(truth.valid[..., None], filled.boxes),
+        truth.classes.where(truth.valid, filled.classes),
+        truth.valid,
+    )
+    cfg.MODEL.YOLOF.MATCHER.NAME = part.__name__
+    matcher = build_matcher(cfg, ShapeSpec(channels=16, stride=32), 3)
+    columns = (torch.stack([getattr(image, name) for image in images])
+               for name in ("pred_logits", "pred_boxes"))  # fmt: skip
+    inputs = (anchors, *columns)
+    one, other = matcher(*inputs, truth), matcher(*inputs, filled)
+    assert torch.equal(one.labels, other.labels) and torch.equal(one.pair_mask, other.pair_mask)
+    for name in ("pair_anchor_idx", "pair_gt_idx"):
+        assert torch.equal(getattr(one, name)[one.pair_mask], getattr(other, name)[one.pair_mask])
