@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 
 import pytest
+import torch
 from detectron2.layers import ShapeSpec
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
