@@ -46,10 +46,10 @@ def test_a_run_resolves_to_what_train_net_would_train(tiny, tmp_path):
     words += ["SOLVER.BASE_LR", "0.5", "MODEL.YOLOF.MATCHER.UNIFORM.TOPK", "2", "SEED", "3"]
     expected = build_cfg(str(tiny.folder / "model.yaml"), words)
     resolve_datasets(expected)
-    assert run.config == json.loads(json.dumps(expected))
+    assert run.config.root == json.loads(json.dumps(expected))
     assert run.config["MODEL"]["YOLOF"]["NUM_CLASSES"] == 3
     # And the job rebuilds exactly that from the record (JSON has no tuples inside lists).
-    assert json.dumps(restore_cfg(json.loads(json.dumps(run.config)))) == json.dumps(expected)
+    assert json.dumps(restore_cfg(json.loads(json.dumps(run.config.root)))) == json.dumps(expected)
 
 
 def test_each_distinct_config_is_resolved_once_and_remembered_by_content(tiny, tmp_path, asked):

@@ -77,7 +77,7 @@ def test_the_blocks_of_table_5a_are_as_many_as_their_name_says(resolved):
 @pytest.mark.parametrize("name", SMALL)
 def test_every_run_of_a_small_sweep_trains_on_the_cpu(resolved, data, tmp_path, name):
     for run in resolved[name]:
-        cfg = restore_cfg(json.loads(json.dumps(run.config)))
+        cfg = restore_cfg(json.loads(json.dumps(run.config.root)))
         cfg.merge_from_list(
             [*data, "OUTPUT_DIR", str(tmp_path / run.id), "DATALOADER.NUM_WORKERS", 0]
             + ["SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 1, "SOLVER.STEPS", []]
