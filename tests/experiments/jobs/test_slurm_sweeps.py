@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.jobs.backends.slurm_commands import PHASES, find_jobs
+from experiments.jobs.backends.slurm_commands import STATES, find_jobs
 from tests.experiments.records import read_json
 from tests.experiments.slurm_cluster import SlurmCluster
 from tests.experiments.tiny import (
@@ -101,7 +101,7 @@ def test_every_state_of_this_slurm_is_known():
     listed = answer.rpartition("include:")[2] or answer.rpartition(":")[2]
     states = set(re.findall(r"[A-Z_]{4,}", listed))
     assert len(states) > 15, answer
-    assert states <= set(PHASES)
+    assert states <= set(STATES)
 
 
 def test_six_runs_of_four_ranks_by_two_submits_at_once(tiny, runs, site, tmp_path, monkeypatch):
