@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -33,9 +35,15 @@ RETRIABLE = frozenset(State) - ACTIVE - {State.MISSING, State.FINISHED, State.UN
 """The run ended without finishing; ``retry`` goes on with it."""
 
 
+def count_states(states: Iterable[State]) -> str:
+    """Count states for people, such as ``3 running, 1 finished``."""
+    counts = Counter(states)
+    return ", ".join(f"{counts[state]} {state.value}" for state in State if counts[state])
+
+
 @dataclass(frozen=True)
 class Observation:
-    """A run as it is now.
+    """The state of a run now.
 
     Attributes:
         state: see :class:`State`.

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from experiments.store.files import now
+from experiments.store.records import ERRORS, METRICS, SHARES, SIZES
 
 from .fairness import Knob, describe_data, unequal_knobs
 from .outcomes import Comparison, Outcome, Row, median
 from .page import Block, Document, Heading, Items, Picture, Table, Text
-from .spreadsheet import ERRORS, METRICS, SHARES, SIZES
 from .statistics import average, paired_difference
 
 _NONE = "—"

@@ -248,6 +248,14 @@ class SweepRecord(Record):
     runs: list[SweepRun]
 
 
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+RECALLS = ("AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+ERRORS = ("classification", "localisation", "both", "duplicate", "background", "missed")
+SIZES = ("", "_small", "_medium", "_large")
+SHARES = ("positive", "ignored", "contested")
+"""Names of figures in a summary: of ``results.bbox``, ``results.errors`` and ``matching``."""
+
+
 class EvaluationCost(BaseModel):
     """Medians of the evaluations of a run, and their highest memory."""
 

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ValidationError
 from experiments.errors import ExperimentError, RecordError
 from experiments.store.files import read_record, write_record
 from experiments.store.ledger import Ledger
-from experiments.store.records import Record, RunRecord, Summary
+from experiments.store.records import ERRORS, METRICS, SHARES, SIZES, Record, RunRecord, Summary
 
 from .wandb_identity import wandb_identity
 
@@ -34,9 +34,6 @@ TESTED = "0.4.13"
 """Version of wandb-workspaces, a public preview, with which this module is known to work."""
 
 PER_CLASS = "AP per class"
-SIZES = ("", "_small", "_medium", "_large")
-SHARES = ("positive", "ignored", "contested")
-ERRORS = ("classification", "localisation", "both", "duplicate", "background", "missed")
 
 
 @dataclass(frozen=True)
@@ -212,7 +209,7 @@ def _panels(content: Content) -> dict[str, list[Any]]:
         f"{phase}/memory_{kind}_mib" for phase in ("train", "eval") for kind in content.memory
     ]
     sections = {
-        "AP": curves(*(f"bbox/{name}" for name in ("AP", "AP50", "AP75", "APs", "APm", "APl"))),
+        "AP": curves(*(f"bbox/{name}" for name in METRICS)),
         "AP against cost": [
             trade_off("AP against peak memory of training", memory[0]),
             trade_off("AP against speed of training", "train/images_per_second"),
