@@ -17,6 +17,7 @@ from experiments.jobs.state import Observation, State
 from experiments.spec.cluster import Cluster
 from experiments.store.ledger import Ledger
 from experiments.store.records import Claim, Progress, Submission
+from experiments.store.snapshot import python_path
 
 
 @dataclass(frozen=True)
@@ -179,15 +180,12 @@ class Backend(ABC):
 
 
 def job_environment(cluster: Cluster, code: Path, threads: int | None) -> dict[str, str]:
-    """What the processes of a job must have set: the snapshot comes first on Python's path."""
-    before = os.environ.get("PYTHONPATH")
+    """Return the environment of a job: the snapshot comes first on Python's path."""
     environment = {
-        "PYTHONPATH": os.pathsep.join([str(code), *([before] if before else [])]),
+        "PYTHONPATH": python_path(code),
         "SUBMITIT_PREEMPT_SIGNAL": cluster.signal,
     }
-    if threads:
-        environment["OMP_NUM_THREADS"] = str(threads)
-    return environment
+    return {**environment, "OMP_NUM_THREADS": str(threads)} if threads else environment
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""SLURM's own commands: ask for jobs, and cancel them."""
+"""Query and cancel jobs with SLURM's own commands."""
 
 from __future__ import annotations
 
@@ -12,38 +12,20 @@ from dataclasses import dataclass
 from experiments.errors import ExperimentError
 from experiments.jobs.state import State
 
-STATES = {
-    "PENDING": State.QUEUED,
-    "CONFIGURING": State.QUEUED,
-    "EXPEDITING": State.QUEUED,
-    "POWER_UP_NODE": State.QUEUED,
-    "REQUEUED": State.QUEUED,
-    "REQUEUE_FED": State.QUEUED,
-    "REQUEUE_HOLD": State.QUEUED,
-    "RESV_DEL_HOLD": State.QUEUED,
-    "SPECIAL_EXIT": State.QUEUED,
-    "RUNNING": State.RUNNING,
-    "COMPLETING": State.RUNNING,
-    "RESIZING": State.RUNNING,
-    "SIGNALING": State.RUNNING,
-    "STAGE_OUT": State.RUNNING,
-    "STOPPED": State.RUNNING,
-    "SUSPENDED": State.RUNNING,
-    "UPDATE_DB": State.RUNNING,
-    "COMPLETED": State.FINISHED,
-    "FAILED": State.FAILED,
-    "LAUNCH_FAILED": State.FAILED,
-    "RECONFIG_FAIL": State.FAILED,
-    "CANCELLED": State.CANCELLED,
-    "REVOKED": State.CANCELLED,
-    "TIMEOUT": State.TIMED_OUT,
-    "DEADLINE": State.TIMED_OUT,
-    "OUT_OF_MEMORY": State.OUT_OF_MEMORY,
-    "NODE_FAIL": State.NODE_FAILED,
-    "BOOT_FAIL": State.NODE_FAILED,
-    "PREEMPTED": State.PREEMPTED,
+_WORDS = {
+    State.QUEUED: "PENDING CONFIGURING EXPEDITING POWER_UP_NODE REQUEUED REQUEUE_FED REQUEUE_HOLD "
+    "RESV_DEL_HOLD SPECIAL_EXIT",
+    State.RUNNING: "RUNNING COMPLETING RESIZING SIGNALING STAGE_OUT STOPPED SUSPENDED UPDATE_DB",
+    State.FINISHED: "COMPLETED",
+    State.FAILED: "FAILED LAUNCH_FAILED RECONFIG_FAIL",
+    State.CANCELLED: "CANCELLED REVOKED",
+    State.TIMED_OUT: "TIMEOUT DEADLINE",
+    State.OUT_OF_MEMORY: "OUT_OF_MEMORY",
+    State.NODE_FAILED: "NODE_FAIL BOOT_FAIL",
+    State.PREEMPTED: "PREEMPTED",
 }
-"""Every job state of squeue(1) and sacct(1) -> what it means for a run.
+STATES = {word: state for state, words in _WORDS.items() for word in words.split()}
+"""Every job state of squeue(1) and sacct(1) -> the state of its run.
 
 A held job counts as queued; its reason says why.
 """
@@ -54,9 +36,9 @@ class Job:
     """A job, or one task of an array, as SLURM knows it.
 
     Attributes:
-        state: what SLURM's word means; ``FINISHED`` says that the job ended well. An unknown word
-            of a newer SLURM counts as running, so that nothing is submitted twice.
-        word: SLURM's own.
+        state: ``FINISHED`` if the job ended well. An unknown word of a newer SLURM counts as
+            running, so that nothing is submitted twice.
+        word: SLURM's own state.
         reason: why it waits or how it ended; may be empty.
         nodes: where it runs or ran.
         name: of the job.
@@ -69,15 +51,11 @@ class Job:
     name: str
 
 
-_SEPARATOR = "|"
 _JOB = re.compile(r"(?P<base>\d+)(?:_(?:(?P<task>\d+)|\[(?P<tasks>[\d,-]+)(?:%\d+)?\]))?")
 
 
 def require_slurm() -> None:
-    """
-    Raises:
-        ExperimentError: this machine has no SLURM commands.
-    """
+    """Raise an ExperimentError on a machine without SLURM's commands."""
     missing = [name for name in ("sbatch", "squeue", "scancel") if shutil.which(name) is None]
     if missing:
         raise ExperimentError(
@@ -110,8 +88,7 @@ def find_jobs(
     found: dict[str, Job] = {}
     # The accounting first: what the queue says of the same job is newer.
     if shutil.which("sacct"):
-        what = "JobID,State,Reason,NodeList,ExitCode,JobName"
-        options = ["-n", "-X", "-P", "-o", f"{what}%200"]
+        options = ["-nXP", "-o", "JobID,State,Reason,NodeList,ExitCode,JobName%200"]
         for select in _chunks("-j", wanted_ids):
             found.update(_read_sacct(_try("sacct", *options, *select)))
         # sacct reads local time. A minute more, since clocks differ.
@@ -121,7 +98,7 @@ def find_jobs(
             found.update(_read_sacct(_try("sacct", *options, *select)))
     queue = _run("squeue", "--me", "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%N|%j")
     for line in queue.splitlines():
-        job_id, state, reason, nodes, name = [*line.split(_SEPARATOR, 4), "", "", "", ""][:5]
+        job_id, state, reason, nodes, name = [*line.split("|", 4), "", "", "", ""][:5]
         if job_id.split("_")[0] in wanted_ids or name in wanted_names:
             found[job_id] = _job(state, reason, nodes, name)
     return found
@@ -146,7 +123,7 @@ def _chunks(option: str, values: set[str]) -> list[list[str]]:
 def _read_sacct(text: str) -> dict[str, Job]:
     jobs = {}
     for line in text.splitlines():
-        fields = line.split(_SEPARATOR, 5)
+        fields = line.split("|", 5)
         if len(fields) < 6:
             continue
         job_id, state, reason, nodes, exit_code, name = fields
@@ -160,7 +137,7 @@ def _read_sacct(text: str) -> dict[str, Job]:
 
 
 def _expand(job_id: str) -> list[str]:
-    """``7_[1-3,5%2]`` is four tasks of one array that still wait."""
+    """Split a waiting array such as ``7_[1-3,5%2]`` into its tasks."""
     match = _JOB.fullmatch(job_id)
     if match is None:
         return []
@@ -200,7 +177,7 @@ def _run(*command: str) -> str:
 
 
 def _try(*command: str) -> str:
-    """Output of the accounting; empty where a cluster has none."""
+    """Return the output of the accounting; empty where a cluster has none."""
     try:
         return _run(*command)
     except ExperimentError:
