@@ -1,4 +1,4 @@
-"""Runs as processes of this machine: what the local and the debug backend have in common."""
+"""The common base of the local and the debug backend: runs as processes of this machine."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class _ProcessWatch(Watch):
 
     def observe(self, run: ClaimedRun) -> Observation:
         submission, current = run.submission, run.current
-        # A submit that was killed did not note the process that it had started, which did itself.
+        # If a submit was killed before it noted its process, the process itself has.
         known = submission if submission.job_id else current
         job_id = known.job_id
 
