@@ -11,8 +11,15 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .errors import ExperimentError
+
+if TYPE_CHECKING:
+    from .spec.cluster import Cluster
+    from .spec.resolve import ResolvedRun
+    from .spec.sweep import LoadedSweep
+    from .store.ledger import Ledger
 
 EXAMPLES = """\
 examples:
@@ -64,8 +71,8 @@ def build_parser() -> argparse.ArgumentParser:
         return command
 
     add("list", _list, "show the sweeps that ship, one line each", sweep=False)
-    add("plan", _plan, "show what would run, what exists, and what it would cost; changes nothing",
-        cluster=True)  # fmt: skip
+    text = "show what would run, what exists, and what it would cost; changes nothing"
+    add("plan", _plan, text, cluster=True).set_defaults(parallel=None)
     submit = add("submit", _submit, "submit the runs that are missing, and only those",
                  runs="all that are missing", cluster=True)  # fmt: skip
     retry = add("retry", _submit, "continue runs that ended without finishing",
@@ -128,25 +135,11 @@ def _list(args: argparse.Namespace) -> None:
         print(f"{name:{width}}  {question}{also}")
 
 
-def _plan(args: argparse.Namespace) -> None:
-    from .jobs.plan import render_plan
+def _load(
+    args: argparse.Namespace,
+) -> tuple[Ledger, LoadedSweep, list[ResolvedRun], str, Cluster]:
     from .spec.cluster import load_cluster
     from .spec.resolve import resolve_runs
-    from .spec.sweep import load_sweep
-    from .store.ledger import Ledger
-
-    loaded = load_sweep(args.sweep)
-    name, cluster = load_cluster(args.cluster)
-    ledger = Ledger(args.runs)
-    print(render_plan(ledger, loaded, resolve_runs(loaded, ledger.cache), name, cluster))
-
-
-def _submit(args: argparse.Namespace) -> None:
-    from .jobs.observe import observe
-    from .jobs.state import RETRIABLE, Observation, State, count_states
-    from .jobs.submit import Launcher
-    from .spec.cluster import load_cluster
-    from .spec.resolve import ResolvedRun, resolve_runs
     from .spec.sweep import load_sweep
     from .store.ledger import Ledger
 
@@ -157,7 +150,21 @@ def _submit(args: argparse.Namespace) -> None:
             raise ExperimentError(f"--parallel is {args.parallel}, expected 1 or more")
         cluster = cluster.model_copy(update={"max_parallel": args.parallel})
     ledger = Ledger(args.runs)
-    resolved = resolve_runs(loaded, ledger.cache)
+    return ledger, loaded, resolve_runs(loaded, ledger.cache), name, cluster
+
+
+def _plan(args: argparse.Namespace) -> None:
+    from .jobs.plan import render_plan
+
+    print(render_plan(*_load(args)))
+
+
+def _submit(args: argparse.Namespace) -> None:
+    from .jobs.observe import observe
+    from .jobs.state import RETRIABLE, Observation, State, count_states
+    from .jobs.submit import Launcher
+
+    ledger, loaded, resolved, cluster_name, cluster = _load(args)
     chosen = _choose({each.id: each.run.name for each in resolved}, args.run, loaded.name)
     retry = args.command == "retry"
     states = RETRIABLE if retry else frozenset({State.MISSING})
@@ -172,7 +179,7 @@ def _submit(args: argparse.Namespace) -> None:
         asked.append(run.id)
         return True
 
-    launcher = Launcher(ledger, loaded, resolved, name, cluster)
+    launcher = Launcher(ledger, loaded, resolved, cluster_name, cluster)
     submitted = launcher.submit(wanted, restart=args.restart)
     seen, remark = observe(ledger, [each.id for each in resolved])
     states_now = [each.state for each in seen.values()]
@@ -191,13 +198,19 @@ def _submit(args: argparse.Namespace) -> None:
         raise ExperimentError("not every run finished; see the lines above")
 
 
-def _status(args: argparse.Namespace) -> None:
-    from .jobs.status import status_table
+def _open(args: argparse.Namespace) -> tuple[Ledger, str]:
+    """Return the ledger and the name of a submitted sweep, whose file may be gone."""
+    from .spec.sweep import recorded_name
     from .store.ledger import Ledger
 
-    name = _sweep_name(args.sweep)
+    return Ledger(args.runs), recorded_name(args.sweep)
+
+
+def _status(args: argparse.Namespace) -> None:
+    from .jobs.status import status_table
+
     while True:
-        table = status_table(Ledger(args.runs), name)
+        table = status_table(*_open(args))
         if args.watch is None:
             print(table)
             return
@@ -210,14 +223,11 @@ def _logs(args: argparse.Namespace) -> None:
     from .jobs.logs import log_files, tail
     from .jobs.observe import observe
     from .jobs.state import RETRIABLE
-    from .store.ledger import Ledger
 
-    ledger = Ledger(args.runs)
-    sweep = ledger.read_sweep(_sweep_name(args.sweep))
-    names = {run.id: run.name for run in sweep.runs}
-    chosen = _choose(names, args.run, sweep.sweep)
-    seen, _ = observe(ledger, [identity for identity in names if identity in chosen])
-    shown = [i for i in seen if args.run or seen[i].state in RETRIABLE]
+    ledger, sweep = _open(args)
+    names = {run.id: run.name for run in ledger.read_sweep(sweep).runs}
+    seen, _ = observe(ledger, _choose(names, args.run, sweep))
+    shown = [i for i in names if i in seen and (args.run or seen[i].state in RETRIABLE)]
     if not shown:
         raise ExperimentError("no run of this sweep failed; name a run to see its log")
     for identity in shown:
@@ -233,47 +243,39 @@ def _logs(args: argparse.Namespace) -> None:
 
 def _cancel(args: argparse.Namespace) -> None:
     from .jobs.cancel import cancel_runs
-    from .store.ledger import Ledger
 
-    ledger = Ledger(args.runs)
-    sweep = ledger.read_sweep(_sweep_name(args.sweep))
+    ledger, sweep = _open(args)
+    names = {run.id: run.name for run in ledger.read_sweep(sweep).runs}
     if not args.run and not args.all:
         raise ExperimentError("name the runs to cancel, or --all")
-    names = {run.id: run.name for run in sweep.runs}
-    for identity in cancel_runs(ledger, _choose(names, args.run, sweep.sweep)):
+    for identity in cancel_runs(ledger, _choose(names, args.run, sweep)):
         print(f"cancelled {names[identity]}")
 
 
 def _report(args: argparse.Namespace) -> None:
     from .report.write import write_report
-    from .store.ledger import Ledger
 
-    ledger, name = Ledger(args.runs), _sweep_name(args.sweep)
-    text, files = write_report(ledger, name, plots=not args.no_plots, allow_mixed=args.allow_mixed)
+    text, files = write_report(*_open(args), plots=not args.no_plots, allow_mixed=args.allow_mixed)
     print(text)
     print("Written: " + ", ".join(map(str, files)))
 
 
 def _push(args: argparse.Namespace) -> None:
-    from .store.ledger import Ledger
     from .tracking.push import push
 
-    print(push(Ledger(args.runs), _sweep_name(args.sweep)))
+    print(push(*_open(args)))
 
 
 def _dashboard(args: argparse.Namespace) -> None:
-    from .store.ledger import Ledger
     from .tracking.dashboard import dashboard
 
-    print(dashboard(Ledger(args.runs), _sweep_name(args.sweep), dry_run=args.dry_run))
+    print(dashboard(*_open(args), dry_run=args.dry_run))
 
 
-def _sweep_name(given: str) -> str:
-    """Return the name of a submitted sweep, without its file, which may be gone."""
-    if "/" not in given and ".yaml" not in given:
-        return given.replace(":", ".")
-    file, _, variant = given.partition(":")
-    return Path(file).stem + (f".{variant}" if variant else "")
+def _benchmark(args: argparse.Namespace) -> None:
+    from yolof_d2.benchmark.__main__ import run
+
+    print(run(args))
 
 
 def _choose(names: dict[str, str], given: Sequence[str], sweep: str) -> list[str]:

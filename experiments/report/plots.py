@@ -22,7 +22,7 @@ from experiments.jobs.state import State
 from experiments.store.records import ERRORS, SIZES
 from yolof_d2.measure.metrics_file import read_metrics
 
-from .outcomes import Comparison, Outcome, Row, median
+from .outcomes import Comparison, Outcome, Row
 from .statistics import Estimate, average
 
 MAX_ROWS = 24  # beyond it a picture says nothing
@@ -71,16 +71,15 @@ class _Scene:
 
 
 def draw_plots(comparison: Comparison, folder: Path) -> dict[str, Path]:
-    """Draw each picture of which there is data, as PNG and SVG, and the overview ``report.png``.
+    """Draw each picture that has data, as PNG and SVG, and the overview ``report.png``.
 
     Args:
-        comparison: of whose rows, where there are more than ``MAX_ROWS``, those with the highest AP
-            are shown, and the baseline.
-        folder: of the sweep; the pictures go into ``plots/`` in it, in place of those of an
-            earlier report.
+        comparison: of more than ``MAX_ROWS`` rows, the baseline and those with the highest AP are
+            shown.
+        folder: of the sweep; the pictures replace those in its ``plots/``.
 
     Returns:
-        Name -> PNG file, without the pictures of which there is no data.
+        Name -> PNG file.
 
     Raises:
         ExperimentError: the files cannot be written.
@@ -89,11 +88,11 @@ def draw_plots(comparison: Comparison, folder: Path) -> dict[str, Path]:
     plots = folder / "plots"
     drawn = {}
     try:
-        for path in (folder / "report.png", *(plots / f"{name}.png" for name in _PICTURES)):
+        for path in (folder / "report.png", *(plots / f"{name}.png" for name in PICTURES)):
             path.unlink(missing_ok=True)
             path.with_suffix(".svg").unlink(missing_ok=True)
         with matplotlib.rc_context(_STYLE):
-            for name, draw in _PICTURES.items():
+            for name, draw in PICTURES.items():
                 figure = draw(scene)
                 if figure is not None:
                     plots.mkdir(parents=True, exist_ok=True)
@@ -116,7 +115,7 @@ def draw_plots(comparison: Comparison, folder: Path) -> dict[str, Path]:
 
 def _set_scene(rows: Sequence[Row], baseline: str) -> _Scene:
     def rank(row: Row) -> tuple[bool, float]:
-        found = average(list(row.by_seed(_AP).values()))
+        found = row.average(_AP)
         return row.name != baseline, -found.mean if found else 1.0
 
     best = {row.name for row in sorted(rows, key=rank)[:MAX_ROWS]}
@@ -157,7 +156,7 @@ def _size(texts: Sequence[str]) -> tuple[float, float]:
 
 
 def _over_seeds(path: str) -> _Reader:
-    return lambda row: average(list(row.by_seed(path).values()))
+    return methodcaller("average", path)
 
 
 _AP = "results.bbox.AP"
@@ -281,10 +280,6 @@ def _figure_with_legend(width: float, scene: _Scene, rows: Sequence[Row]) -> Fig
     return figure
 
 
-def _median(read: Callable[[Outcome], float | None], row: Row) -> float | None:
-    return median([read(outcome) for outcome in row.finished])
-
-
 def _draw_trade_off(
     scene: _Scene, panels: dict[str, Callable[[Outcome], float | None]]
 ) -> Figure | None:
@@ -292,7 +287,7 @@ def _draw_trade_off(
     quality = _read_panels(scene.rows, {"AP": _over_seeds(_AP)}).get("AP", {})
     costs = _read_panels(
         [row for row in scene.rows if row.name in quality],
-        {name: partial(_median, read) for name, read in panels.items()},
+        {name: methodcaller("median", read) for name, read in panels.items()},
     )
     rows = _rows_in(scene, costs)
     if not rows:
@@ -331,7 +326,7 @@ def _draw_overview(scene: _Scene, title: str) -> Figure | None:
     return figure
 
 
-_PICTURES: dict[str, Callable[[_Scene], Figure | None]] = {
+PICTURES: dict[str, Callable[[_Scene], Figure | None]] = {
     "ap_by_size": partial(
         _draw_bars, panels=_BY_SIZE, title="AP by object size (percent, on the last weights)"
     ),

@@ -1,4 +1,4 @@
-"""Statistics of a comparison: means over seeds, and paired differences with an interval."""
+"""Means over seeds, and paired differences with a confidence interval."""
 
 from __future__ import annotations
 
@@ -11,32 +11,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure over the seeds of a row.
-
-    Attributes:
-        mean: over the seeds.
-        deviation: sample standard deviation; None of one seed.
-        count: number of seeds.
-    """
+    """A figure over the seeds of a row."""
 
     mean: float
-    deviation: float | None
-    count: int
+    deviation: float | None  # sample standard deviation; None of one seed
+    count: int  # number of seeds
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A row less the baseline, paired by seed.
-
-    Attributes:
-        mean: over the seeds that both have.
-        half_width: of the 95 % interval of that mean, by Student's t; None of one seed.
-        count: number of those seeds.
-    """
+    """A row less the baseline, over the seeds that both have."""
 
     mean: float
-    half_width: float | None
-    count: int
+    half_width: float | None  # of the 95 % interval, by Student's t; None of one seed
+    count: int  # number of those seeds
 
 
 def average(values: Sequence[float]) -> Estimate | None:
@@ -44,12 +32,16 @@ def average(values: Sequence[float]) -> Estimate | None:
     if not values:
         return None
     mean = statistics.fmean(values)
-    deviation = _deviation(values, mean) if len(values) > 1 else None
-    return Estimate(mean, deviation, len(values))
+    if len(values) == 1:
+        return Estimate(mean, None, 1)
+    squares = math.fsum((value - mean) ** 2 for value in values)
+    return Estimate(mean, math.sqrt(squares / (len(values) - 1)), len(values))
 
 
 def paired_difference(own: Mapping[int, float], base: Mapping[int, float]) -> Difference | None:
-    """Return the mean difference, paired by seed: what a seed does to both cancels out.
+    """Return the mean difference of a row and the baseline, paired by seed.
+
+    Pairing cancels what a seed does to both.
 
     Args:
         own: seed -> figure of a row.
@@ -65,10 +57,6 @@ def paired_difference(own: Mapping[int, float], base: Mapping[int, float]) -> Di
     if found.deviation is not None:
         half_width = t_quantile(found.count - 1) * found.deviation / math.sqrt(found.count)
     return Difference(found.mean, half_width, found.count)
-
-
-def _deviation(values: Sequence[float], mean: float) -> float:
-    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
 
 @functools.cache
