@@ -135,9 +135,7 @@ def _list(args: argparse.Namespace) -> None:
         print(f"{name:{width}}  {question}{also}")
 
 
-def _load(
-    args: argparse.Namespace,
-) -> tuple[Ledger, LoadedSweep, list[ResolvedRun], str, Cluster]:
+def _load(args: argparse.Namespace) -> tuple[Ledger, LoadedSweep, list[ResolvedRun], str, Cluster]:
     from .spec.cluster import load_cluster
     from .spec.resolve import resolve_runs
     from .spec.sweep import load_sweep

@@ -58,13 +58,11 @@ def plan_time(cluster: Cluster, estimate: Estimate, iterations: int) -> TimePlan
     limit = cluster.time_limit_minutes
     needed = run_seconds(estimate, iterations)
     if needed is None:
-        time_outs = 10
-        return TimePlan(
-            limit,
-            time_outs,
-            f"time limit {limit} min; the time of an iteration is unknown, so up to {time_outs} "
-            "time-outs are requeued (resources.seconds_per_iteration in the sweep would tell)",
+        sentence = (
+            f"time limit {limit} min; the time of an iteration is unknown, so up to 10 time-outs "
+            "are requeued (resources.seconds_per_iteration in the sweep would tell)"
         )
+        return TimePlan(limit, 10, sentence)
     minutes = min(limit, math.ceil(1.25 * needed / 60) + math.ceil(cluster.notice_seconds / 60))
     usable = max(60 * minutes - cluster.notice_seconds - START_SECONDS, 60)
     starts = math.ceil(max(needed - START_SECONDS, 1) / usable)

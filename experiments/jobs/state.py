@@ -43,20 +43,11 @@ def count_states(states: Iterable[State]) -> str:
 
 @dataclass(frozen=True)
 class Observation:
-    """The state of a run now.
-
-    Attributes:
-        state: see :class:`State`.
-        reason: why it waits, or why it did not finish; may be empty.
-        job_id: of its cluster, or of the process on ``host``; None before it was submitted.
-        nodes: where it runs or ran.
-        executor: name of the backend that has it.
-        progress: what its job wrote last, empty before the run started.
-    """
+    """A run as it is now."""
 
     state: State
-    reason: str = ""
-    job_id: str | None = None
-    nodes: str = ""
-    executor: str = ""
-    progress: Progress = field(default_factory=Progress)
+    reason: str = ""  # why it waits, or why it did not finish
+    job_id: str | None = None  # of its cluster or process; None before it was submitted
+    nodes: str = ""  # where it runs or ran
+    executor: str = ""  # name of its backend
+    progress: Progress = field(default_factory=Progress)  # empty before the run started

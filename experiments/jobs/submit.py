@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import shutil
 import socket
 import time
@@ -153,7 +154,7 @@ class Launcher:
         return job
 
     def _claim(self, runs: Sequence[ResolvedRun], code: Path, restart: bool) -> Submission:
-        token = self.ledger.new_token()
+        token = secrets.token_hex(4)
         submission = Submission(
             token=token,
             sweep=self.loaded.name,

@@ -22,7 +22,7 @@ from experiments.store.records import (
     SweepRun,
 )
 
-from .statistics import Estimate, average
+from .statistics import Average, average
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Outcome:
 
     @property
     def name(self) -> str:
-        """Name of the run, such as ``k=4,seed=1``."""
+        """Name of the run."""
         return self.run.name
 
     @property
@@ -118,7 +118,7 @@ class Row:
         found = ((outcome.run.seed, outcome.figure(path)) for outcome in self.finished)
         return {seed: value for seed, value in found if value is not None}
 
-    def average(self, path: str) -> Estimate | None:
+    def average(self, path: str) -> Average | None:
         """Return a figure of the summary over the seeds; None if no run has it."""
         return average(list(self.by_seed(path).values()))
 

@@ -23,7 +23,7 @@ from experiments.store.records import ERRORS, SIZES
 from yolof_d2.measure.metrics_file import read_metrics
 
 from .outcomes import Comparison, Outcome, Row
-from .statistics import Estimate, average
+from .statistics import Average, average
 
 MAX_ROWS = 24  # beyond it a picture says nothing
 
@@ -43,7 +43,7 @@ _STYLE: Any = {
 }
 
 _Value = TypeVar("_Value")
-_Reader = Callable[[Row], Estimate | None]
+_Reader = Callable[[Row], Average | None]
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def _fill_bars(
     figure: Figure | SubFigure,
     scene: _Scene,
     rows: Sequence[Row],
-    values: dict[str, dict[str, Estimate]],
+    values: dict[str, dict[str, Average]],
 ) -> None:
     panels = figure.subplots(1, len(values), sharex=True, sharey=True, squeeze=False)[0]
     for axes, (name, found) in zip(panels, values.items(), strict=True):

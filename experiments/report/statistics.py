@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Average:
     """A figure over the seeds of a row."""
 
     mean: float
@@ -27,15 +27,15 @@ class Difference:
     count: int  # number of those seeds
 
 
-def average(values: Sequence[float]) -> Estimate | None:
+def average(values: Sequence[float]) -> Average | None:
     """Return mean and deviation; None without values."""
     if not values:
         return None
     mean = statistics.fmean(values)
     if len(values) == 1:
-        return Estimate(mean, None, 1)
+        return Average(mean, None, 1)
     squares = math.fsum((value - mean) ** 2 for value in values)
-    return Estimate(mean, math.sqrt(squares / (len(values) - 1)), len(values))
+    return Average(mean, math.sqrt(squares / (len(values) - 1)), len(values))
 
 
 def paired_difference(own: Mapping[int, float], base: Mapping[int, float]) -> Difference | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from operator import attrgetter, methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,7 @@ def compose(
 def results_table(comparison: Comparison) -> Table:
     """Return the table of AP and cost, a line for each row."""
     base = comparison.baseline.by_seed("results.bbox.AP")
+    figure = partial(methodcaller, "figure")
 
     def versus(row: Row) -> str:
         if row is comparison.baseline:
@@ -108,12 +110,10 @@ def results_table(comparison: Comparison) -> Table:
         {
             **{name: partial(_mean, f"results.bbox.{name}") for name in METRICS},
             "vs baseline": versus,
-            "images/s": partial(cost, "{:.1f}", lambda run: run.figure("images_per_second")),
-            "s/iter": partial(
-                cost, "{:.3f}", lambda run: run.figure("median_seconds_per_iteration")
-            ),
-            "MiB": partial(cost, "{:.0f}", lambda run: run.memory),
-            "eval s": partial(cost, "{:.1f}", lambda run: run.figure("evaluation.seconds")),
+            "images/s": partial(cost, "{:.1f}", figure("images_per_second")),
+            "s/iter": partial(cost, "{:.3f}", figure("median_seconds_per_iteration")),
+            "MiB": partial(cost, "{:.0f}", attrgetter("memory")),
+            "eval s": partial(cost, "{:.1f}", figure("evaluation.seconds")),
             "runs": _states,
         },
     )

@@ -50,34 +50,23 @@ class ConfigRequest(BaseModel):
 class ConfigAnswer(Record):
     """A resolved config, as :mod:`experiments.spec.build_configs` returns it, and as it is cached.
 
-    Attributes:
-        config: every key; None if there is an ``error``.
-        model_node: see :class:`~experiments.store.records.RunRecord`.
-        files: what the config was made from -> their stamps, or "".
-        error: why it cannot be resolved, or its model cannot be built.
+    ``files`` are those it was made from, with their stamps once they are known.
     """
 
-    config: ResolvedConfig | None = None
-    model_node: str | None = None
+    config: ResolvedConfig | None = None  # None if there is an error
+    model_node: str | None = None  # see RunRecord
     files: dict[str, str] = {}
-    error: str = ""
+    error: str = ""  # why it cannot be resolved, or its model cannot be built
 
 
 @dataclass(frozen=True)
 class ResolvedRun:
-    """A run of a sweep and its resolved config.
+    """A run of a sweep and its resolved config."""
 
-    Attributes:
-        id: see :func:`experiments.spec.identity.run_id`.
-        run: as the sweep asks for it.
-        config: every key.
-        model_node: see :class:`~experiments.store.records.RunRecord`.
-    """
-
-    id: str
+    id: str  # see experiments.spec.identity.run_id
     run: Run
     config: ResolvedConfig
-    model_node: str | None
+    model_node: str | None  # see RunRecord
 
     @property
     def iterations(self) -> int:
@@ -216,8 +205,11 @@ def _ask(requests: Sequence[ConfigRequest]) -> list[ConfigAnswer]:
 
 
 def sweep_record(loaded: LoadedSweep, resolved: Sequence[ResolvedRun]) -> SweepRecord:
-    """Make ``sweep.json`` of what a sweep asks for now."""
+    """Make the record of a sweep."""
     sweep = loaded.sweep
+    runs = [SweepRun(id=each.id, name=each.run.name, row=each.run.row, cells=each.run.cells,
+                     seed=each.run.seed, iterations=each.iterations)
+            for each in resolved]  # fmt: skip
     return SweepRecord(
         sweep=loaded.name,
         file=str(loaded.path),
@@ -227,22 +219,12 @@ def sweep_record(loaded: LoadedSweep, resolved: Sequence[ResolvedRun]) -> SweepR
         ranks=sweep.resources.ranks,
         seconds_per_iteration=sweep.resources.seconds_per_iteration,
         submitted=now(),
-        runs=[
-            SweepRun(
-                id=each.id,
-                name=each.run.name,
-                row=each.run.row,
-                cells=each.run.cells,
-                seed=each.run.seed,
-                iterations=each.iterations,
-            )
-            for each in resolved
-        ],
+        runs=runs,
     )
 
 
 def run_record(loaded: LoadedSweep, resolved: ResolvedRun) -> RunRecord:
-    """Make ``run.json`` of a run."""
+    """Make the record of a run."""
     run = resolved.run
     return RunRecord(
         id=resolved.id,

@@ -27,7 +27,7 @@ from pydantic import (
 
 from experiments.errors import ExperimentError
 
-from .source import Location, Source
+from .source import Source
 
 SWEEPS = Path(__file__).parents[1] / "sweeps"
 
@@ -112,28 +112,20 @@ class Run:
 class LoadedSweep:
     """A sweep, its name, and the file it is from."""
 
-    def __init__(self, name: str, sweep: Sweep, source: Source, variant: str | None):
+    def __init__(self, name: str, sweep: Sweep, source: Source):
         self.name = name
         self.sweep = sweep
+        self.path = source.path
         self._source = source
-        self._variant = variant
         self.runs = self._expand()
         self.baseline = self._find_baseline()
-
-    @property
-    def path(self) -> Path:
-        return self._source.path
 
     def error(self, message: str, line: int) -> ExperimentError:
         """Return an error that names the file and a line of it."""
         return ExperimentError(f"{self.path}:{line}: {message}")
 
     def line(self, *location: str | int) -> int:
-        """Return the line of a key: in the variant if it is there, else at the top."""
-        if self._variant is not None:
-            inside = ("variants", self._variant, *location)
-            if self._source._holds(inside):
-                return self._source.line(inside)
+        """Return the line of a key of the sweep."""
         return self._source.line(location)
 
     def _expand(self) -> list[Run]:
@@ -268,15 +260,13 @@ def load_sweep(name: str, folder: Path = SWEEPS) -> LoadedSweep:
     variants = content.pop("variants", None) or {}
     if not isinstance(variants, dict) or not all(isinstance(v, dict) for v in variants.values()):
         raise source.error("variants: expected names with keys under them", ("variants",))
-    at: Location = ()
-    if variant is not None:
+    if variant:
         if variant not in variants:
             known = ", ".join(variants) or "it has none"
             raise source.error(f"there is no variant {variant!r}; its variants: {known}")
         content.update(variants[variant])
-        at = ("variants", variant)
-    sweep = source.validate(Sweep, content, at)
-    return LoadedSweep(recorded_name(name), sweep, source, variant)
+        source.focus = ("variants", variant)
+    return LoadedSweep(recorded_name(name), source.validate(Sweep, content), source)
 
 
 def recorded_name(given: str) -> str:
@@ -305,12 +295,12 @@ def _is_path(name: str) -> bool:
     return "/" in name or name.split(":")[0].endswith((".yaml", ".yml"))
 
 
-def _locate(name: str, folder: Path) -> tuple[Path, str | None]:
+def _locate(name: str, folder: Path) -> tuple[Path, str]:
     stem, variant = _split(name)
     if _is_path(name):
         if not Path(stem).is_file():
             raise ExperimentError(f"there is no sweep file {stem}")
-        return Path(stem), variant or None
+        return Path(stem), variant
     path = folder / f"{stem}.yaml"
     if not path.is_file():
         known = sweep_names(folder)
@@ -322,7 +312,7 @@ def _locate(name: str, folder: Path) -> tuple[Path, str | None]:
         )
     with suppress(ValueError):
         path = path.relative_to(Path.cwd())  # as short as it can be in messages
-    return path, variant or None
+    return path, variant
 
 
 def _name(value: Any) -> str:

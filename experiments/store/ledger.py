@@ -18,7 +18,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
@@ -34,16 +33,8 @@ class Ledger:
 
     def __init__(self, root: Path):
         self.root = root.absolute()
-
-    @property
-    def cache(self) -> Path:
-        """Folder of resolved configs."""
-        return self.root / "cache"
-
-    @property
-    def code(self) -> Path:
-        """Folder of code snapshots."""
-        return self.root / "code"
+        self.cache = self.root / "cache"
+        self.code = self.root / "code"
 
     def lock(self) -> AbstractContextManager[None]:
         """Lock out other commands while runs are claimed and submitted."""
@@ -124,10 +115,6 @@ class Ledger:
                 folder.mkdir(parents=True, exist_ok=True)
                 link.symlink_to(os.path.relpath(self.run_folder(entry.id), folder))
         write_record(folder / "sweep.json", sweep)
-
-    def new_token(self) -> str:
-        """Return a name for a submission that no other has."""
-        return secrets.token_hex(4)
 
     def claim(self, token: str, identities: Sequence[str]) -> None:
         """Give runs to a submission; jobs of an earlier one no longer train them."""

@@ -12,7 +12,7 @@ import os
 import re
 import textwrap
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,7 +121,11 @@ def _gather(ledger: Ledger, name: str) -> Content:
         )
     logged = {identity: wandb_identity(ledger, identity).id for identity in records}
     baselines = (logged.get(run.id) for run in sweep.runs if run.row == sweep.baseline)
-    summaries = [_read_summary(ledger.run_folder(identity)) for identity in records]
+    summaries = []
+    for identity in records:
+        with suppress(RecordError):  # `report` shows it
+            file = ledger.run_folder(identity) / "summary.json"
+            summaries.append(read_record(file, Summary) or Summary())
     metrics = dict.fromkeys(name for each in summaries for name in each.results.get("bbox", {}))
     commits = dict.fromkeys(summary.commit for summary in summaries if summary.commit)
     on_cpu = any(record.config["MODEL.DEVICE"] == "cpu" for record in records.values())
@@ -154,13 +158,6 @@ def _choose(key: str, records: Iterable[RunRecord], default: str) -> str:
     return values.pop()
 
 
-def _read_summary(folder: Path) -> Summary:
-    try:
-        return read_record(folder / "summary.json", Summary) or Summary()
-    except RecordError:  # `report` shows it
-        return Summary()
-
-
 def _read_report(path: Path, question: str) -> str | None:
     """Return ``report.md`` less what the app's report shows elsewhere, or cannot show."""
     if not path.exists():
@@ -181,18 +178,18 @@ def _panels(content: Content) -> dict[str, list[Any]]:
     def curves(*names: str) -> list[Any]:
         return [curve(name) for name in names]
 
-    def trade_off(title: str, cost: str) -> Any:
-        return wr.ScatterPlot(title=title, x=cost, y="bbox/AP")
-
-    memory = [
-        f"{phase}/memory_{kind}_mib" for phase in ("train", "eval") for kind in content.memory
-    ]
+    memory = [f"{phase}/memory_{kind}_mib" for phase in ("train", "eval")
+              for kind in content.memory]  # fmt: skip
+    costs = {
+        "peak memory of training": memory[0],
+        "speed of training": "train/images_per_second",
+        "speed of evaluation": "eval/images_per_second",
+    }
     sections = {
         "AP": curves(*(f"bbox/{name}" for name in METRICS)),
         "AP against cost": [
-            trade_off("AP against peak memory of training", memory[0]),
-            trade_off("AP against speed of training", "train/images_per_second"),
-            trade_off("AP against speed of evaluation", "eval/images_per_second"),
+            wr.ScatterPlot(title=f"AP against {cost}", x=name, y="bbox/AP")
+            for cost, name in costs.items()
         ],
         PER_CLASS: curves(*(f"bbox/AP-{name}" for name in content.classes)),
         "Errors": curves(*(f"errors/{name}" for name in ERRORS)),
@@ -298,13 +295,9 @@ def _write_specs(content: Content, sweep_folder: Path) -> str:
             runs["project"] = {"name": content.project, "entityName": content.entity}
     specs = {"workspace": _plain(_workspace(content)._to_model().spec), "report": report}
     for name, spec in specs.items():
-        view = ViewSpec(
-            entity=content.entity,
-            project=content.project,
-            title=_title(content.name),
-            description=content.question if name == "report" else "",
-            spec=spec,
-        )
+        text = content.question if name == "report" else ""
+        view = ViewSpec(entity=content.entity, project=content.project,
+                        title=_title(content.name), description=text, spec=spec)  # fmt: skip
         write_record(folder / f"{name}.json", view)
     return f"Nothing was sent. What would be: {folder}/workspace.json, {folder}/report.json{remark}"
 
@@ -352,25 +345,21 @@ def _save_report(api: Any, content: Content, made: MadeView | None) -> tuple[wr.
 
 
 def _save_workspace(content: Content, made: MadeView | None) -> tuple[ws.Workspace, str]:
+    import wandb_workspaces.workspaces as ws
+
     new = _workspace(content)
-    old = _find_workspace(made.url) if made else None
+    try:
+        old = ws.Workspace.from_url(made.url) if made else None
+    except ValueError as error:
+        if "not found" not in str(error):  # there, but not readable
+            raise
+        old = None
     if old is None:
         return new.save(), "created"
     new.runset_settings.run_settings = old.runset_settings.run_settings  # colours, hidden runs
     old.name, old.sections, old.settings = new.name, new.sections, new.settings
     old.runset_settings = new.runset_settings
     return old.save(), "updated"
-
-
-def _find_workspace(url: str) -> ws.Workspace | None:
-    import wandb_workspaces.workspaces as ws
-
-    try:
-        return ws.Workspace.from_url(url)
-    except ValueError as error:
-        if "not found" not in str(error):  # there, but not readable
-            raise
-        return None
 
 
 @contextmanager
@@ -386,8 +375,7 @@ def _explained(name: str) -> Iterator[None]:
             f"{type(error).__name__}: {_one_line(error)}. Expected version {TESTED} (a public "
             f"preview, which changes): pip install wandb-workspaces=={TESTED}"
         ) from error
-    # The clients raise private classes too, and plain ValueError.
-    except Exception as error:
+    except Exception as error:  # private classes of the clients too, and plain ValueError
         raise ExperimentError(
             f"Weights & Biases took no dashboard: {_one_line(error)}. Expected a key "
             "(WANDB_API_KEY, or `wandb login`), a network, and a project with the runs "

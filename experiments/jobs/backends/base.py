@@ -154,10 +154,7 @@ class Backend(ABC):
 
 def job_environment(cluster: Cluster, code: Path, threads: int | None) -> dict[str, str]:
     """Return the environment of a job: the snapshot comes first on Python's path."""
-    environment = {
-        "PYTHONPATH": python_path(code),
-        "SUBMITIT_PREEMPT_SIGNAL": cluster.signal,
-    }
+    environment = {"PYTHONPATH": python_path(code), "SUBMITIT_PREEMPT_SIGNAL": cluster.signal}
     return {**environment, "OMP_NUM_THREADS": str(threads)} if threads else environment
 
 

@@ -63,7 +63,8 @@ class _ProcessWatch(Watch):
                 return seen(State.RUNNING, reason)
         else:
             left = self._backend.outlives_failure and run.has_failed
-            if not left and process_lives(job_id, known.process_start):
+            start = known.process_start
+            if not left and start is not None and process_start(job_id) == start:
                 return seen(State.RUNNING, run.doing)
         if submission.cancelled:
             return seen(State.CANCELLED)
@@ -72,11 +73,6 @@ class _ProcessWatch(Watch):
         if current.state == "stopped":
             return seen(State.INTERRUPTED, current.reason)
         return seen(State.FAILED, run.last_words() or "its process ended without a word")
-
-
-def process_lives(pid: str, start: str | None) -> bool:
-    """Whether a process of this machine still runs, and is the one that was started then."""
-    return start is not None and process_start(pid) == start
 
 
 def process_start(pid: str) -> str | None:

@@ -33,21 +33,12 @@ A held job counts as queued; its reason says why.
 
 @dataclass(frozen=True)
 class Job:
-    """A job, or one task of an array, as SLURM knows it.
+    """A job, or one task of an array, as SLURM knows it."""
 
-    Attributes:
-        state: ``FINISHED`` if the job ended well. An unknown word of a newer SLURM counts as
-            running, so that nothing is submitted twice.
-        word: SLURM's own state.
-        reason: why it waits or how it ended; may be empty.
-        nodes: where it runs or ran.
-        name: of the job.
-    """
-
-    state: State
-    word: str
-    reason: str
-    nodes: str
+    state: State  # FINISHED if the job ended well
+    word: str  # SLURM's own state
+    reason: str  # why it waits or how it ended; may be empty
+    nodes: str  # where it runs or ran
     name: str
 
 
@@ -67,13 +58,13 @@ def require_slurm() -> None:
 def find_jobs(
     job_ids: Iterable[str] = (), names: Iterable[str] = (), since: float | None = None
 ) -> dict[str, Job]:
-    """Ask SLURM for jobs: its queue first, its accounting for those that left it.
+    """Find jobs in SLURM's queue, and in its accounting if they have left the queue.
 
     Args:
         job_ids: base ids, without array tasks.
         names: job names.
-        since: where accounting begins to look for names, in seconds of :func:`time.time`; a week
-            ago if it is not given.
+        since: how far back accounting looks for names, in seconds of :func:`time.time`; by default
+            a week.
 
     Returns:
         Job id, with ``_task`` for array tasks -> :class:`Job`. What SLURM has forgotten is absent.
@@ -154,13 +145,9 @@ def _expand(job_id: str) -> list[str]:
 def _job(state: str, reason: str, nodes: str, name: str) -> Job:
     word = state.split()[0].rstrip("+") if state.split() else ""  # "CANCELLED by 1000"
     unset = ("", "None", "None assigned", "(null)")
-    return Job(
-        STATES.get(word, State.RUNNING),
-        state,
-        "" if reason in unset else reason,
-        "" if nodes in unset else nodes,
-        name,
-    )
+    reason, nodes = ("" if text in unset else text for text in (reason, nodes))
+    # An unknown word of a newer SLURM counts as running, so that nothing is submitted twice.
+    return Job(STATES.get(word, State.RUNNING), state, reason, nodes, name)
 
 
 def _run(*command: str) -> str:
