@@ -41,9 +41,7 @@ def init_process_group(
         folder: on a disk that all nodes see.
         start: names this start of this job.
         failure: a file that exists when rank 0 has failed; the others then stop waiting.
-        rank: of this process.
-        ranks: in all; with one, nothing is set up.
-        ranks_per_node: the same on all nodes.
+        rank, ranks, ranks_per_node: of this process and its job; of one rank, no group is made.
 
     Raises:
         ExperimentError: rank 0 does not appear.

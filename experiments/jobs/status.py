@@ -16,11 +16,7 @@ from .state import Observation, State, count_states
 
 
 def status_table(ledger: Ledger, name: str) -> str:
-    """Return a table of the runs of a sweep, as it was last submitted.
-
-    Raises:
-        ExperimentError: nothing of it was submitted.
-    """
+    """Return a table of the runs of a sweep, as it was last submitted."""
     sweep = ledger.read_sweep(name)
     seen, remark = observe(ledger, [run.id for run in sweep.runs])
     rows = [_row(run, seen[run.id]) for run in sweep.runs]

@@ -50,10 +50,7 @@ class Launcher:
         cluster_name: str,
         cluster: Cluster,
     ):
-        """
-        Raises:
-            ExperimentError: the cluster cannot run this sweep, or is not here.
-        """
+        """Raise an ExperimentError if the cluster is not here, or cannot run this sweep."""
         self.ledger = ledger
         self.loaded = loaded
         self.resolved = list(resolved)

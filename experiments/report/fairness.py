@@ -29,11 +29,14 @@ def find_mixes(outcomes: Sequence[Outcome]) -> list[str]:
         "trained on": _group_data(outcomes, "TRAIN"),
         "images seen in training": _group(outcomes, _images_seen),
     }
-    return [
-        f"{what}: " + "; ".join(f"{value} by {_name(runs)}" for value, runs in groups.items())
-        for what, groups in mixes.items()
-        if len(groups) > 1
-    ]
+
+    def name(groups: dict[str, list[Outcome]]) -> str:
+        names = {
+            value: shorten((run.name for run in runs), _LISTED) for value, runs in groups.items()
+        }
+        return "; ".join(f"{value} by {runs}" for value, runs in names.items())
+
+    return [f"{what}: {name(groups)}" for what, groups in mixes.items() if len(groups) > 1]
 
 
 def _group(
@@ -86,10 +89,11 @@ def describe_data(outcome: Outcome, split: str) -> str:
     )
 
 
-def _name(outcomes: Sequence[Outcome]) -> str:
-    names = [outcome.name for outcome in outcomes]
-    more = len(names) - _LISTED
-    return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
+def shorten(names: Iterable[str], limit: int) -> str:
+    """Join the first names, and count the others."""
+    names = list(names)
+    more = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")
 
 
 @dataclass(frozen=True)

@@ -61,13 +61,9 @@ def paired_difference(own: Mapping[int, float], base: Mapping[int, float]) -> Di
 
 @functools.cache
 def t_quantile(freedom: int, level: float = 0.95) -> float:
-    """Return the t of a two-sided interval: ``P(|T| <= t) = level`` by Student's distribution.
+    """Return t with ``P(|T| <= t) = level`` for Student's T of ``freedom`` >= 1 degrees of freedom.
 
     scipy.special has it too, but its import takes longer than the rest of a report.
-
-    Args:
-        freedom: degrees of freedom, at least 1.
-        level: of the two-sided interval.
     """
     low, high = 0.0, math.pi / 2
     for _ in range(60):  # halves the angle of which t is the tangent, to the last bit
@@ -80,7 +76,7 @@ def t_quantile(freedom: int, level: float = 0.95) -> float:
 
 
 def _mass_within(angle: float, freedom: int) -> float:
-    """P(-t < T < t) for t = tan(angle) sqrt(freedom), by Abramowitz and Stegun, 26.7.3 and 4."""
+    """Return P(-t < T < t), t = tan(angle) sqrt(freedom): Abramowitz and Stegun, 26.7.3 and 4."""
     sine, cosine = math.sin(angle), math.cos(angle)
     odd = freedom % 2
     term, total = cosine if odd else 1.0, 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from operator import attrgetter, methodcaller
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 from experiments.store.files import now
 from experiments.store.records import ERRORS, METRICS, SHARES, SIZES
 
-from .fairness import Knob, describe_data, unequal_knobs
+from .fairness import Knob, describe_data, shorten, unequal_knobs
 from .outcomes import Comparison, Outcome, Row
 from .page import Block, Document, Heading, Items, Picture, Table, Text
 from .statistics import paired_difference
@@ -66,10 +66,8 @@ def compose(
     """
     blocks: list[Block] = [Text(comparison.sweep.question)]
     if mixes:
-        blocks += [
-            Text("These runs were not trained and evaluated alike:", warning=True),
-            Items(list(mixes)),
-        ]
+        warning = Text("These runs were not trained and evaluated alike:", warning=True)
+        blocks += [warning, Items(list(mixes))]
     blocks += [results_table(comparison), Text(_RESULTS)]
     if drawn is not None:
         blocks += _overview(comparison, drawn)
@@ -187,7 +185,7 @@ def _list_partial(knobs: Sequence[Knob]) -> list[str]:
     for knob in knobs:
         value = next(iter(knob.values.values()))
         groups.setdefault(tuple(knob.values), []).append(f"`{knob.key}` {value}")
-    return [f"{_shorten(rows)}: {', '.join(keys)}" for rows, keys in groups.items()]
+    return [f"{shorten(rows, _LISTED_NAMES)}: {', '.join(keys)}" for rows, keys in groups.items()]
 
 
 def _runs(comparison: Comparison) -> list[Block]:
@@ -214,7 +212,7 @@ def _runs(comparison: Comparison) -> list[Block]:
     ranks = comparison.sweep.ranks
     items = [
         f"{len(done)} of {len(runs)} runs have results"
-        + (f"; without: {_shorten(missing)}" if missing else ""),
+        + (f"; without: {shorten(missing, _LISTED_NAMES)}" if missing else ""),
         f"Commit: {values(lambda run: run.figure('commit'))}",
         f"Versions: {values(versions)}",
         f"Hardware: {values(hardware)}; {ranks} rank{'s' if ranks > 1 else ''} a run",
@@ -223,7 +221,7 @@ def _runs(comparison: Comparison) -> list[Block]:
         f"Seeds: {', '.join(map(str, sorted({run.run.seed for run in runs})))}",
     ]
     if restarted:
-        items.append(f"Started more than once: {_shorten(restarted)}")
+        items.append(f"Started more than once: {shorten(restarted, _LISTED_NAMES)}")
     if done and (command := done[0].figure("command")):
         items.append(f"{done[0].name} without a sweep: `{command}`; the others: `report.csv`")
     items.append(f"Written {now()} by `python -m experiments report {comparison.sweep.sweep}`")
@@ -301,9 +299,3 @@ def _states(row: Row) -> str:
         for state, members in seeds.items()
     )
     return f"{len(row.finished)} of {len(row.outcomes)} seeds; {others}"
-
-
-def _shorten(names: Iterable[str]) -> str:
-    names = list(names)
-    more = len(names) - _LISTED_NAMES
-    return ", ".join(names[:_LISTED_NAMES]) + (f" and {more} more" if more > 0 else "")

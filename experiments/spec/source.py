@@ -25,10 +25,7 @@ class Source:
     """
 
     def __init__(self, path: Path):
-        """
-        Raises:
-            ExperimentError: the file cannot be read, is no YAML, or names a key twice.
-        """
+        """Raise an ExperimentError if the file cannot be read, is no YAML, or repeats a key."""
         self.path = path
         self.focus: Location = ()
         self._lines: dict[tuple[str | int, ...], int] = {}

@@ -251,8 +251,7 @@ def load_sweep(name: str, folder: Path = SWEEPS) -> LoadedSweep:
         folder: where the shipped ones are.
 
     Raises:
-        ExperimentError: there is no such sweep or variant, or its file is wrong; the message names
-        file and line.
+        ExperimentError: there is no such sweep or variant, or its file is wrong, with the line.
     """
     path, variant = _locate(name, folder)
     source = Source(path)

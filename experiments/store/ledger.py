@@ -111,7 +111,7 @@ class Ledger:
                 write_record(path, run, durable=False)
         for entry in sweep.runs:
             link = folder / entry.name.replace("/", "_")
-            with suppress(FileExistsError, OSError):  # links are for people; nothing reads them
+            with suppress(OSError):  # links are for people; nothing reads them
                 folder.mkdir(parents=True, exist_ok=True)
                 link.symlink_to(os.path.relpath(self.run_folder(entry.id), folder))
         write_record(folder / "sweep.json", sweep)

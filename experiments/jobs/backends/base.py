@@ -99,11 +99,7 @@ class Backend(ABC):
     queues: ClassVar[bool] = False
 
     def check(self, site: Site) -> None:
-        """Check that the runs of a sweep can run here.
-
-        Raises:
-            ExperimentError: the ranks do not fit, or the backend's commands are missing.
-        """
+        """Raise an ExperimentError if the ranks do not fit, or commands are missing."""
         if site.ranks % site.nodes:
             raise ExperimentError(
                 f"{site.ranks} ranks cannot be shared evenly by {site.nodes} nodes of "
@@ -137,11 +133,7 @@ class Backend(ABC):
 
     @abstractmethod
     def cancel(self, ledger: Ledger, submission: Submission, job_ids: Sequence[str]) -> None:
-        """Tell jobs of a submission to end.
-
-        Raises:
-            ExperimentError: the cluster refuses, or does not answer.
-        """
+        """Tell jobs of a submission to end; an ExperimentError if the cluster refuses."""
 
     def find_jobs_of(self, submissions: Sequence[Submission]) -> dict[str, str]:
         """Return token -> job id of submissions whose submit was killed before it noted the id.

@@ -78,7 +78,7 @@ class _ProcessWatch(Watch):
 def process_start(pid: str) -> str | None:
     """Return when a process started, in clock ticks since boot; None if there is none.
 
-    Process ids are used again; an id together with its start is not.
+    The system reuses process ids, but not an id together with its start.
     """
     try:
         text = Path("/proc", pid, "stat").read_text()

@@ -96,11 +96,7 @@ def find_jobs(
 
 
 def cancel_jobs(job_ids: Sequence[str]) -> None:
-    """Cancel jobs or array tasks; those that have ended are no error.
-
-    Raises:
-        ExperimentError: SLURM refuses, or does not answer.
-    """
+    """Cancel jobs or array tasks, ended ones included; an ExperimentError if SLURM refuses."""
     require_slurm()
     for start in range(0, len(job_ids), 200):
         _run("scancel", *job_ids[start : start + 200])
