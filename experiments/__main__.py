@@ -101,10 +101,6 @@ def build_parser() -> argparse.ArgumentParser:
                     "create or update a workspace and a report in Weights & Biases")  # fmt: skip
     dashboard.add_argument("--dry-run", action="store_true",
                            help="write what would be sent; no network, no key")  # fmt: skip
-    add_benchmark_arguments(
-        add("benchmark", _benchmark, "time models side by side: speed, memory, FLOPs, by part",
-            sweep=False)
-    )  # fmt: skip
     return parser
 
 
@@ -268,12 +264,6 @@ def _dashboard(args: argparse.Namespace) -> None:
     from .tracking.dashboard import dashboard
 
     print(dashboard(*_open(args), dry_run=args.dry_run))
-
-
-def _benchmark(args: argparse.Namespace) -> None:
-    from yolof_d2.benchmark.__main__ import run
-
-    print(run(args))
 
 
 def _choose(names: dict[str, str], given: Sequence[str], sweep: str) -> list[str]:
