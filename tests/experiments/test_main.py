@@ -1,4 +1,4 @@
-"""The command line: what it prints, what it imports, and what it says to wrong input."""
+"""The command line: output, imports, and errors of wrong input."""
 
 from __future__ import annotations
 
