@@ -39,7 +39,7 @@ RUNS = {FIRST: "k=1,seed=0", SECOND: "k=1,seed=1", THIRD: "k=2,seed=0"}
 
 
 def write_sweep(ledger: Ledger, *, device: str = "cuda") -> None:
-    """Write a sweep of k=1, the baseline, with two seeds, and k=2, which an older sweep ran first."""
+    """Write a sweep of k=1, the baseline, and of k=2, which an older sweep ran first."""
     runs = []
     for identity, name in RUNS.items():
         row = name.split(",")[0]
