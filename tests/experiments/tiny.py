@@ -166,4 +166,4 @@ def start(runs: Path, *words: object) -> subprocess.Popen:
 def checkpoint_iteration(folder: Path) -> int:
     """Return the last iteration of the checkpoint."""
     name = (folder / "last_checkpoint").read_text()
-    return torch.load(folder / name, weights_only=False)["iteration"]
+    return torch.load(folder / name, weights_only=False)["trainer"]["iteration"]
