@@ -1,8 +1,7 @@
-"""The user's own COCO-format data, without code: two paths in the config are enough.
+"""Register COCO-format data sets that a config names by two paths.
 
-``DATASETS.TRAIN_JSON`` + ``DATASETS.TRAIN_IMAGES`` (and ``TEST_*``) name a COCO json and the folder
-with its images. :func:`resolve_datasets` turns them into ``DATASETS.TRAIN`` / ``DATASETS.TEST`` and
-sets the number of classes; :func:`register_datasets` makes the names known to Detectron2.
+``DATASETS.TRAIN_JSON`` and ``DATASETS.TRAIN_IMAGES`` (or ``TEST_*``) are a COCO json and the folder
+with its images.
 
 A relative path is looked up from the current folder, then from ``$DETECTRON2_DATASETS`` (default
 ``datasets``), where Detectron2 looks for its built-in data sets too. ``~`` is expanded.
@@ -10,6 +9,7 @@ A relative path is looked up from the current folder, then from ``$DETECTRON2_DA
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -25,15 +25,6 @@ from PIL import Image
 
 from yolof_d2.config import num_classes, set_num_classes
 from yolof_d2.errors import ConfigError, DataError
-
-__all__ = [
-    "custom_dataset_name",
-    "find_data_path",
-    "read_categories",
-    "read_coco_json",
-    "register_datasets",
-    "resolve_datasets",
-]
 
 logger = logging.getLogger(__name__)
 
@@ -52,22 +43,18 @@ IMAGE_READ_ERRORS = (
 """What Pillow raises for missing, cut and corrupt files (its decoders have no common error)."""
 
 _FileKey = tuple[str, int, int]  # absolute path, modification time in ns, size in bytes
-_categories: dict[_FileKey, dict[int, str]] = {}
 _registered: dict[str, tuple[_FileKey, str]] = {}
 
 
 def find_data_path(path: str, *, key: str) -> str:
-    """Find a file or folder of a data set.
+    """Return the absolute path of a file or folder of a data set.
 
     Args:
         path: as written in the config.
-        key: the config key (or other name of the place) it comes from, for the error message.
-
-    Returns:
-        The absolute path.
+        key: the config key it comes from, for the error message.
 
     Raises:
-        DataError: it is at none of the places, which are listed.
+        DataError: the path does not exist; the message lists the places.
     """
     given = Path(path).expanduser()
     tried = [Path(os.path.abspath(given))]
@@ -85,23 +72,19 @@ def find_data_path(path: str, *, key: str) -> str:
 
 
 def custom_dataset_name(json_file: str, image_folder: str) -> str:
-    """The name of a data set: the json's stem and a hash of both paths as given in the config.
+    """Name a data set by the json's stem and a hash of both paths as given in the config.
 
-    The paths as given, not the absolute ones: the name is then the same on every machine and in
-    every checkout, and so is a config that contains it.
+    Absolute paths would give another name, and so another config, on each machine.
     """
     digest = hashlib.sha256(f"{json_file}\0{image_folder}".encode()).hexdigest()[:8]
     return f"{Path(json_file).stem}_{digest}"
 
 
 def read_coco_json(json_file: str) -> dict[str, Any]:
-    """Read a COCO json.
-
-    Returns:
-        Its top-level object.
+    """Return the top-level object of a COCO json.
 
     Raises:
-        DataError: the file cannot be read, is not json, or holds something else than an object.
+        DataError: the file cannot be read, is not json, or its top level is no object.
     """
     try:
         with open(json_file, encoding="utf-8") as stream:
@@ -119,20 +102,14 @@ def read_coco_json(json_file: str) -> dict[str, Any]:
 
 
 def read_categories(json_file: str) -> dict[int, str]:
-    """The categories of a COCO json, in the order of their ids.
+    """Return the names of a COCO json's categories by id, in the order of their ids.
 
-    Cached per process by path, modification time and size: COCO's file has 450 MB.
-
-    Returns:
-        Category id -> name.
+    The result is cached by path, modification time and size: COCO's file has 450 MB.
 
     Raises:
         DataError: the file or its categories cannot be used.
     """
-    key = _file_key(json_file)
-    if key not in _categories:
-        _categories[key] = _parse_categories(json_file, read_coco_json(json_file))
-    return dict(_categories[key])
+    return dict(_read_categories(_file_key(json_file)))
 
 
 def _file_key(json_file: str) -> _FileKey:
@@ -144,8 +121,10 @@ def _file_key(json_file: str) -> _FileKey:
     return path, status.st_mtime_ns, status.st_size
 
 
-def _parse_categories(json_file: str, document: dict[str, Any]) -> dict[int, str]:
-    entries = document.get("categories")
+@functools.cache
+def _read_categories(key: _FileKey) -> dict[int, str]:
+    json_file = key[0]
+    entries = read_coco_json(json_file).get("categories")
     if not isinstance(entries, list) or not entries:
         raise DataError(
             f"{json_file} has no 'categories': expected a list with at least one "
@@ -153,11 +132,8 @@ def _parse_categories(json_file: str, document: dict[str, Any]) -> dict[int, str
         )
     found: dict[int, str] = {}
     for entry in entries:
-        if (
-            not isinstance(entry, dict)
-            or type(entry.get("id")) is not int
-            or not isinstance(entry.get("name"), str)
-        ):
+        valid = isinstance(entry, dict) and type(entry.get("id")) is int
+        if not valid or not isinstance(entry.get("name"), str):
             raise DataError(
                 f'{json_file}: each category must be like {{"id": 1, "name": "..."}} with a whole '
                 f"number as id, got {entry!r}"
@@ -168,33 +144,27 @@ def _parse_categories(json_file: str, document: dict[str, Any]) -> dict[int, str
     return dict(sorted(found.items()))
 
 
-def _custom_paths(cfg: CfgNode, split: str) -> tuple[str, str] | None:
-    """(json, image folder) as given for ``split`` "TRAIN" or "TEST", None if neither is set."""
-    json_key, image_key = f"{split}_JSON", f"{split}_IMAGES"
-    json_file, image_folder = cfg.DATASETS[json_key], cfg.DATASETS[image_key]
-    if bool(json_file) != bool(image_folder):
-        have, miss = (json_key, image_key) if json_file else (image_key, json_key)
+def _register(cfg: CfgNode, split: str) -> tuple[str, str] | None:
+    """Register the custom set of "TRAIN" or "TEST", if given; return its name and json path."""
+    paths = {key: cfg.DATASETS[key] for key in (f"{split}_JSON", f"{split}_IMAGES")}
+    if not any(paths.values()):
+        return None
+    if not all(paths.values()):
+        have, miss = sorted(paths, key=lambda key: not paths[key])
         raise ConfigError(
-            f"DATASETS.{have} is set ({cfg.DATASETS[have]!r}) but DATASETS.{miss} is empty: a data "
+            f"DATASETS.{have} is set ({paths[have]!r}) but DATASETS.{miss} is empty: a data "
             "set needs both its json and its image folder"
         )
-    return (json_file, image_folder) if json_file else None
-
-
-def _register(cfg: CfgNode, split: str) -> tuple[str, str] | None:
-    """Register the custom set of a split; returns its name and the json's absolute path."""
-    paths = _custom_paths(cfg, split)
-    if paths is None:
-        return None
-    json_file = find_data_path(paths[0], key=f"DATASETS.{split}_JSON")
-    image_folder = find_data_path(paths[1], key=f"DATASETS.{split}_IMAGES")
-    name = custom_dataset_name(*paths)
+    json_file, image_folder = (
+        find_data_path(path, key=f"DATASETS.{key}") for key, path in paths.items()
+    )
+    name = custom_dataset_name(*paths.values())
     state = (_file_key(json_file), image_folder)
     if _registered.get(name) == state and name in DatasetCatalog:
         return name, json_file
     if name in DatasetCatalog:
-        # The file changed, or the same relative path now leads elsewhere. The old metadata must
-        # go: Detectron2 refuses to change it, and its class names may be wrong by now.
+        # The file changed, or the same relative path now leads elsewhere. Remove the metadata too:
+        # Detectron2 refuses to change it, and its class names may be wrong by now.
         DatasetCatalog.remove(name)
         if name in MetadataCatalog:
             MetadataCatalog.remove(name)
@@ -203,25 +173,23 @@ def _register(cfg: CfgNode, split: str) -> tuple[str, str] | None:
     return name, json_file
 
 
-def register_datasets(cfg: CfgNode, *, eval_only: bool = False) -> None:
-    """Make the data sets of ``DATASETS.TRAIN_JSON`` / ``TEST_JSON`` known to Detectron2.
+def register_datasets(cfg: CfgNode, *, eval_only: bool = False) -> dict[str, tuple[str, str]]:
+    """Register the data sets of ``DATASETS.{TRAIN,TEST}_{JSON,IMAGES}`` with Detectron2.
 
     May be called any number of times, and with many configs in one process. The config is not
     changed and may be frozen.
 
     Args:
-        cfg: ``DATASETS.{TRAIN,TEST}_{JSON,IMAGES}`` are read.
+        cfg: the whole config.
         eval_only: training data that is absent on this machine is no error.
+
+    Returns:
+        Name and absolute json path of each set given, by split: "TRAIN", "TEST".
 
     Raises:
         ConfigError: a json without an image folder, or the reverse.
         DataError: a path does not exist.
     """
-    _register_splits(cfg, eval_only=eval_only)
-
-
-def _register_splits(cfg: CfgNode, *, eval_only: bool) -> dict[str, tuple[str, str]]:
-    """Register what is given; returns split -> (name, absolute path of the json)."""
     found: dict[str, tuple[str, str]] = {}
     for split in ("TRAIN", "TEST"):
         try:
@@ -237,16 +205,15 @@ def _register_splits(cfg: CfgNode, *, eval_only: bool) -> dict[str, tuple[str, s
 
 
 def resolve_datasets(cfg: CfgNode, *, eval_only: bool = False) -> None:
-    """Put the user's data sets into the config: names, and the number of classes.
+    """Set the names of the user's data sets and the number of classes in the config.
 
-    ``DATASETS.TRAIN`` / ``DATASETS.TEST`` become the registered names where a json is given and
-    stay as they are elsewhere. If any json is given, its number of categories becomes the
-    ``NUM_CLASSES`` of every model.
+    Where a json is given, ``DATASETS.TRAIN`` / ``DATASETS.TEST`` become the registered name, and
+    the number of categories becomes the ``NUM_CLASSES`` of every model.
 
     Args:
         cfg: not frozen; changed in place.
-        eval_only: nothing will be trained, so training data that is absent on this machine, or
-            built-in training data of other classes, is no error.
+        eval_only: training data that is absent on this machine, or built-in training data of other
+            classes, is no error.
 
     Raises:
         ConfigError: a json without an image folder, or the reverse.
@@ -254,7 +221,7 @@ def resolve_datasets(cfg: CfgNode, *, eval_only: bool = False) -> None:
             data differ in their classes.
     """
     classes: dict[str, dict[int, str]] = {}
-    for split, (name, json_file) in _register_splits(cfg, eval_only=eval_only).items():
+    for split, (name, json_file) in register_datasets(cfg, eval_only=eval_only).items():
         cfg.DATASETS[split] = (name,)
         classes[split] = read_categories(json_file)
     if not classes:
@@ -286,8 +253,8 @@ def resolve_datasets(cfg: CfgNode, *, eval_only: bool = False) -> None:
 def _check_other_split(
     cfg: CfgNode, classes: dict[str, dict[int, str]], *, eval_only: bool
 ) -> None:
-    """One split is the user's, the other names registered data: their classes must agree."""
-    (split, own) = next(iter(classes.items()))
+    """Compare the classes of the user's one split with those of the other's registered data."""
+    ((split, own),) = classes.items()
     other = "TEST" if split == "TRAIN" else "TRAIN"
     if other == "TRAIN" and eval_only:
         return
@@ -299,9 +266,8 @@ def _check_other_split(
             logger.warning("The classes of data set %s are not known and were not checked.", name)
             continue
         if isinstance(theirs, list):  # no ids are known: compare the names in the order of ids
-            theirs = dict(zip(own, theirs, strict=False)) | {
-                f"#{i}": theirs[i] for i in range(len(own), len(theirs))
-            }
+            ids = [*own, *(f"#{i}" for i in range(len(own), len(theirs)))]
+            theirs = dict(zip(ids, theirs, strict=False))
         _require_same_classes(
             f"DATASETS.{split}_JSON ({cfg.DATASETS[f'{split}_JSON']})",
             own,
@@ -313,18 +279,16 @@ def _check_other_split(
 
 
 def _classes_of_registered(name: str) -> dict[Any, str] | list[str] | None:
-    """Classes of a registered data set without loading it; None if they cannot be known."""
+    """Return the classes of a registered data set without loading it; None if unknown."""
     metadata = MetadataCatalog.get(name)
     names = metadata.get("thing_classes")
     mapping = metadata.get("thing_dataset_id_to_contiguous_id")
-    if names is not None and mapping is not None:
-        return {category: names[index] for category, index in sorted(mapping.items())}
-    if names is not None:
+    if names is None:
+        json_file = metadata.get("json_file")
+        return read_categories(json_file) if json_file and os.path.isfile(json_file) else None
+    if mapping is None:
         return list(names)
-    json_file = metadata.get("json_file")
-    if json_file is not None and os.path.isfile(json_file):
-        return read_categories(json_file)
-    return None
+    return {category: names[index] for category, index in sorted(mapping.items())}
 
 
 def _require_same_classes(
@@ -340,8 +304,5 @@ def _require_same_classes(
     ]
     if len(lines) > 10:
         lines = [*lines[:10], f"  ... and {len(lines) - 10} more"]
-    raise DataError(
-        f"The classes of {name_a} ({len(a)}) and {name_b} ({len(b)}) differ:\n"
-        + "\n".join(lines)
-        + f"\n{hint}"
-    )
+    differ = f"The classes of {name_a} ({len(a)}) and {name_b} ({len(b)}) differ:"
+    raise DataError("\n".join([differ, *lines, hint]))
