@@ -1,8 +1,7 @@
-"""A small synthetic COCO-format data set: circles, squares and triangles on cluttered backgrounds.
+"""Write a small synthetic COCO-format data set of circles, squares and triangles.
 
-It lets the whole path (data, training, evaluation, ablation) run on a fresh machine with nothing
-to download, and is easy enough for a small network to learn from scratch on a CPU. Needs only
-NumPy and Pillow. Boxes are exact: they are measured on the drawn pixels.
+A small network learns it from scratch on a CPU, with nothing to download. Boxes are exact: they are
+measured on the drawn pixels. Needs only NumPy and Pillow.
 
 Command: ``python -m yolof_d2.data.synthetic FOLDER [--num-train 400] [--num-val 80] ...``
 """
@@ -24,31 +23,24 @@ from PIL import Image, ImageDraw
 
 from yolof_d2.files import replacing, write_text
 
-__all__ = [
-    "CLASS_NAMES",
-    "SyntheticDataset",
-    "SyntheticObject",
-    "draw_scene",
-    "main",
-    "write_synthetic_dataset",
-]
-
 CLASS_NAMES = ("circle", "square", "triangle")
 """Names of the categories 1, 2, 3."""
 
-# Shades of red, green and blue: telling shapes apart by their outline alone takes a network trained
-# from scratch far longer than a demonstration may last.
+# Shades of red, green and blue: learning to tell shapes apart by their outline alone takes far
+# longer than a demonstration may last.
 _CLASS_HUES = (0.0, 0.35, 0.63)
 MIN_OBJECT_SIZE = 10  # pixels; smaller shapes cannot be told apart
 MIN_IMAGE_SIZE = 16  # pixels
 _EMPTY_FRACTION = 0.08
 _MAX_OBJECTS = 6
-_MAX_COVERED = 0.15  # share of the smaller of two boxes that may overlap: all objects stay visible
+_MAX_COVERED = 0.15  # share of the smaller of two boxes that may overlap
+
+_Box = tuple[int, int, int, int]  # x, y, width, height: whole pixels from the top-left corner
 
 
 @dataclass(frozen=True)
 class SyntheticDataset:
-    """Where the data set was written: values for ``DATASETS.{TRAIN,TEST}_{JSON,IMAGES}``."""
+    """Paths of a written data set, for ``DATASETS.{TRAIN,TEST}_{JSON,IMAGES}``."""
 
     train_json: str
     val_json: str
@@ -61,13 +53,13 @@ class SyntheticObject:
 
     Attributes:
         category_id: 1-based index into ``CLASS_NAMES``.
-        bbox: (x, y, width, height), whole pixels; x, y is the top-left corner of the first pixel.
+        bbox: (x, y, width, height) in pixels.
         area: number of pixels of the shape, before later objects cover some.
         color: flat fill colour (R, G, B), each 0-255.
     """
 
     category_id: int
-    bbox: tuple[int, int, int, int]
+    bbox: _Box
     area: int
     color: tuple[int, int, int]
 
@@ -99,32 +91,33 @@ def draw_scene(
 
     # Log-uniform sizes: as many objects from 10 to 20 pixels as from 80 to 160. Large ones are
     # placed and drawn first, so that small ones are never hidden.
-    largest = 0.98 * min(height, width)
-    smallest = min(MIN_OBJECT_SIZE, largest)
-    sizes = sorted(
-        (math.exp(rng.uniform(math.log(smallest), math.log(largest))) for _ in range(num_objects)),
-        reverse=True,
-    )
+    largest = math.log(0.98 * min(height, width))
+    smallest = min(math.log(MIN_OBJECT_SIZE), largest)
+    sizes = [math.exp(rng.uniform(smallest, largest)) for _ in range(num_objects)]
     objects: list[SyntheticObject] = []
-    for size in sizes:
-        placed = _place(rng, size, height, width, [other.bbox for other in objects])
-        if placed is None:
+    for size in sorted(sizes, reverse=True):
+        category_id = int(rng.integers(1, len(CLASS_NAMES) + 1))
+        shape = _draw_shape(rng, category_id, size, height, width)
+        box = _place(rng, shape, height, width, [other.bbox for other in objects])
+        if box is None:
             continue
-        category_id, shape, x, y = placed
         hue = (_CLASS_HUES[category_id - 1] + rng.uniform(-0.08, 0.08)) % 1.0
         red, green, blue = colorsys.hsv_to_rgb(hue, rng.uniform(0.7, 1.0), rng.uniform(0.6, 1.0))
         color = (round(255 * red), round(255 * green), round(255 * blue))
-        shape_height, shape_width = shape.shape
+        x, y, shape_width, shape_height = box
         image[y : y + shape_height, x : x + shape_width][shape] = color
-        objects.append(
-            SyntheticObject(category_id, (x, y, shape_width, shape_height), int(shape.sum()), color)
-        )
+        objects.append(SyntheticObject(category_id, box, int(shape.sum()), color))
     return image, objects
 
 
-def _shape_mask(category_id: int, width: float, height: float, direction: int) -> np.ndarray:
-    """Pixels of a shape, bool, cropped to its first and last drawn row and column."""
-    rows, columns = max(round(height), 1), max(round(width), 1)
+def _draw_shape(
+    rng: np.random.Generator, category_id: int, size: float, height: int, width: int
+) -> np.ndarray:
+    """Draw a shape of about ``size`` pixels; bool, cropped to its first and last row and column."""
+    aspect = math.exp(rng.uniform(math.log(0.8), math.log(1.25)))
+    columns = max(round(min(size * math.sqrt(aspect), width)), 1)
+    rows = max(round(min(size / math.sqrt(aspect), height)), 1)
+    direction = int(rng.integers(4))
     # Pixel centres in [-1, 1].
     y, x = np.meshgrid(
         (np.arange(rows) + 0.5) * 2 / rows - 1,
@@ -143,40 +136,28 @@ def _shape_mask(category_id: int, width: float, height: float, direction: int) -
 
 
 def _place(
-    rng: np.random.Generator,
-    size: float,
-    height: int,
-    width: int,
-    taken: list[tuple[int, int, int, int]],
-) -> tuple[int, np.ndarray, int, int] | None:
-    """Category, mask, x and y of a random shape of about ``size`` pixels; None without room."""
-    category_id = int(rng.integers(1, len(CLASS_NAMES) + 1))
-    aspect = math.exp(rng.uniform(math.log(0.8), math.log(1.25)))
-    shape = _shape_mask(
-        category_id,
-        min(size * math.sqrt(aspect), width),
-        min(size / math.sqrt(aspect), height),
-        int(rng.integers(4)),
-    )
+    rng: np.random.Generator, shape: np.ndarray, height: int, width: int, taken: list[_Box]
+) -> _Box | None:
+    """Return a random box for a shape that leaves the ``taken`` ones visible; None without room."""
     shape_height, shape_width = shape.shape
     for _ in range(40):
         x = int(rng.integers(0, width - shape_width + 1))
         y = int(rng.integers(0, height - shape_height + 1))
         box = (x, y, shape_width, shape_height)
         if all(_covered(box, other) <= _MAX_COVERED for other in taken):
-            return category_id, shape, x, y
+            return box
     return None
 
 
-def _covered(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> float:
-    """Intersection of two (x, y, width, height) boxes over the area of the smaller one."""
+def _covered(a: _Box, b: _Box) -> float:
+    """Return the intersection of two boxes over the area of the smaller one."""
     overlap_x = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
     overlap_y = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
     return max(overlap_x, 0) * max(overlap_y, 0) / min(a[2] * a[3], b[2] * b[3])
 
 
 def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Grey-ish clutter, uint8 (H, W, 3): nothing in it has the saturated colour of an object."""
+    """Draw greyish clutter, uint8 (H, W, 3), without the saturated colour of an object."""
     corners = rng.uniform(50, 200, size=(2, 2, 1)) + rng.uniform(-18, 18, size=(2, 2, 3))
     v = np.linspace(0, 1, height)[:, None, None]
     u = np.linspace(0, 1, width)[None, :, None]
@@ -203,7 +184,7 @@ def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray
 def _draw_blob(
     rng: np.random.Generator, draw: ImageDraw.ImageDraw, height: int, width: int
 ) -> None:
-    """A grey star-shaped polygon of 7 to 12 corners, which is none of the classes."""
+    """Draw a grey star-shaped polygon of 7 to 12 corners, which is none of the classes."""
     corners = int(rng.integers(7, 13))
     radius = rng.uniform(0.03, 0.25) * min(height, width)
     angles = (np.arange(corners) + rng.uniform(-0.3, 0.3, corners)) * 2 * math.pi / corners
@@ -230,18 +211,13 @@ def write_synthetic_dataset(
 
     The same arguments give the same bytes. Image i of a split depends on ``seed``, the split, i
     and ``image_size`` only, so a larger set contains the smaller one. A second call in the same
-    folder replaces the first; while it runs there are no json files, so that no half-written set
-    can be used.
+    folder replaces the first; no json exists while it runs, so that no half-written set is used.
 
     Args:
         folder: created if needed.
-        num_train: training images, >= 1.
-        num_val: validation images, >= 1.
+        num_train, num_val: images of each split, >= 1.
         image_size: (height, width) in pixels, each >= 16.
         seed: >= 0.
-
-    Returns:
-        The paths written.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -254,104 +230,73 @@ def write_synthetic_dataset(
         )
     if seed < 0:
         raise ValueError(f"seed must be >= 0, got {seed}")
-    root = Path(folder)
-    images, annotations = root / "images", root / "annotations"
+    images, annotations = Path(folder, "images"), Path(folder, "annotations")
     images.mkdir(parents=True, exist_ok=True)
     annotations.mkdir(parents=True, exist_ok=True)
     counts = {"train": num_train, "val": num_val}
     json_files = {split: annotations / f"instances_{split}.json" for split in counts}
-    for path in json_files.values():
-        path.unlink(missing_ok=True)
-
-    written: set[str] = set()
-    documents = {}
-    for split_index, (split, count) in enumerate(counts.items()):
-        documents[split] = _write_split(images, split, split_index, count, image_size, seed)
-        written.update(str(entry["file_name"]) for entry in documents[split]["images"])
-    # Images of an earlier, larger set; files of other names are not ours.
-    for split in counts:
-        for path in images.glob(f"{split}_" + "[0-9]" * 6 + ".png"):
-            if path.name not in written:
-                path.unlink()
     for split, path in json_files.items():
-        write_text(path, json.dumps(documents[split], indent=1), durable=False)
+        path.unlink(missing_ok=True)
+        # The images of an earlier, perhaps larger set; files of other names are not ours.
+        for image in images.glob(f"{split}_" + "[0-9]" * 6 + ".png"):
+            image.unlink()
+
+    documents = [
+        _write_split(images, split, count, image_size, [seed, index])
+        for index, (split, count) in enumerate(counts.items())
+    ]
+    for document, path in zip(documents, json_files.values(), strict=True):
+        write_text(path, json.dumps(document, indent=1), durable=False)
     return SyntheticDataset(str(json_files["train"]), str(json_files["val"]), str(images))
 
 
 def _write_split(
-    folder: Path,
-    split: str,
-    split_index: int,
-    count: int,
-    image_size: tuple[int, int],
-    seed: int,
+    folder: Path, split: str, count: int, image_size: tuple[int, int], seed: list[int]
 ) -> dict[str, list[dict[str, object]]]:
-    """Draw and save the images of one split; returns its COCO document."""
-    image_entries: list[dict[str, object]] = []
-    annotation_entries: list[dict[str, object]] = []
+    """Draw and save the images of one split; return its COCO document."""
+    images: list[dict[str, object]] = []
+    annotations: list[dict[str, object]] = []
     for index in range(1, count + 1):
         # One generator per image: adding images changes none of the others.
-        rng = np.random.default_rng([seed, split_index, index])
-        image, objects = draw_scene(rng, image_size)
+        image, objects = draw_scene(np.random.default_rng([*seed, index]), image_size)
         name = f"{split}_{index:06d}.png"
         with replacing(folder / name, durable=False) as file:
             # Lossless, so that the boxes can be checked against the pixels.
             Image.fromarray(image).save(file, format="PNG", compress_level=1)
-        image_entries.append(
-            {"id": index, "file_name": name, "height": image_size[0], "width": image_size[1]}
+        height, width = image_size
+        images.append({"id": index, "file_name": name, "height": height, "width": width})
+        annotations += (
+            {
+                "id": number,
+                "image_id": index,
+                "category_id": drawn.category_id,
+                "bbox": list(drawn.bbox),
+                "area": drawn.area,
+                "iscrowd": 0,
+            }
+            for number, drawn in enumerate(objects, start=len(annotations) + 1)
         )
-        for drawn in objects:
-            annotation_entries.append(
-                {
-                    "id": len(annotation_entries) + 1,
-                    "image_id": index,
-                    "category_id": drawn.category_id,
-                    "bbox": list(drawn.bbox),
-                    "area": drawn.area,
-                    "iscrowd": 0,
-                }
-            )
-    return {
-        "images": image_entries,
-        "annotations": annotation_entries,
-        "categories": [{"id": i, "name": name} for i, name in enumerate(CLASS_NAMES, start=1)],
-    }
+    categories = [{"id": i, "name": name} for i, name in enumerate(CLASS_NAMES, start=1)]
+    return {"images": images, "annotations": annotations, "categories": categories}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line: write a data set and print the config values that use it.
-
-    Args:
-        arguments: as on the command line; None = ``sys.argv[1:]``.
-
-    Returns:
-        Exit code 0.
-    """
+    """Write a data set, print the config values that use it, and return exit code 0."""
     parser = argparse.ArgumentParser(
         prog="python -m yolof_d2.data.synthetic",
         description="Write a small synthetic COCO-format data set of circles, squares, triangles.",
     )
-    parser.add_argument("folder", help="where to write it; created if needed")
+    parser.add_argument("folder", help="folder to write to; created if needed")
     parser.add_argument("--num-train", type=int, default=400, help="training images")
     parser.add_argument("--num-val", type=int, default=80, help="validation images")
     parser.add_argument(
-        "--image-size",
-        type=int,
-        nargs=2,
-        default=(192, 192),
-        metavar=("HEIGHT", "WIDTH"),
-        help="pixels",
+        "--image-size", type=int, nargs=2, default=(192, 192), metavar=("H", "W"), help="pixels"
     )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
+    args.image_size = tuple(args.image_size)
     try:
-        paths = write_synthetic_dataset(
-            args.folder,
-            num_train=args.num_train,
-            num_val=args.num_val,
-            image_size=tuple(args.image_size),
-            seed=args.seed,
-        )
+        paths = write_synthetic_dataset(**vars(args))
     except ValueError as error:
         parser.error(str(error))
     sys.stdout.write(
