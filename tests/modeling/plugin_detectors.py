@@ -1,7 +1,5 @@
 """Detectors as users write them in a plug-in: two subclasses, one of another kind, one unknown."""
 
-from contextlib import contextmanager
-
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY, RetinaNet, build_backbone, detector_postprocess
@@ -10,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from yolof_d2.modeling import YOLOF, GroundTruth, MatchResult
-from yolof_d2.modeling.families import DetectorFamily, Parts, listening
+from yolof_d2.modeling.families import DetectorFamily, Parts, collecting
 from yolof_d2.modeling.matcher.statistics import count_matches
 
 
@@ -41,21 +39,14 @@ class GridFamily(DetectorFamily):
     def predict(self, model, images):
         return model.head(model.backbone(images)["res5"])
 
-    @contextmanager
     def candidate_scores(self, model):
-        scores = []
-        with listening(model, "select", lambda _, image, *rest: scores.append(image.flatten())):
-            yield scores
+        return collecting(model, "select", lambda _, image, *rest: [image.flatten()])
 
-    @contextmanager
     def counted_matches(self, model):
-        counts = []
+        def counts(match, truth, *_):
+            return [count_matches(match, truth, model.num_classes)]
 
-        def count(match, truth, *_):
-            counts.append(count_matches(match, truth, model.num_classes))
-
-        with listening(model, "match", count):
-            yield counts
+        return collecting(model, "match", counts)
 
 
 @META_ARCH_REGISTRY.register()

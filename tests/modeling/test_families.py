@@ -26,10 +26,10 @@ from yolof_d2.modeling.families import (
     RetinaNetFamily,
     TwoStageFamily,
     YOLOFFamily,
+    collecting,
     family_of,
     family_of_model,
     foreign_nodes,
-    listening,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -181,7 +181,7 @@ def test_what_a_family_does_not_answer_ends_in_one_error_that_says_how(tmp_path)
         two_stage.find_parts(model)
 
 
-def test_listening_leaves_methods_submodules_and_attributes_as_they_were():
+def test_collecting_leaves_methods_submodules_and_attributes_as_they_were():
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
@@ -191,14 +191,15 @@ def test_listening_leaves_methods_submodules_and_attributes_as_they_were():
         def method(self, x, *, more=0):
             return x + more
 
-    model, seen = Model(), []
-    before = dict(vars(model))
+    model = Model()
+    before, found = dict(vars(model)), []
     for name, arguments, named in (("layer", (3,), {}), ("plain", (-3,), {}),
                                    ("method", (1,), {"more": 2})):  # fmt: skip
-        with pytest.raises(KeyError), listening(model, name, lambda *a, **k: seen.append((a, k))):
+        with pytest.raises(KeyError), collecting(model, name, lambda *a, **k: [(a, k)]) as seen:
+            found.append(seen)
             assert getattr(model, name)(*arguments, **named) == 3
             raise KeyError
-    assert seen == [((3, 3), {}), ((3, -3), {}), ((3, 1), {"more": 2})]
+    assert found == [[((3, 3), {})], [((3, -3), {})], [((3, 1), {"more": 2})]]
     assert vars(model) == before and model.layer(4) == 4
 
 

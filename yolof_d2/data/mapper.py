@@ -1,4 +1,4 @@
-"""The mapper: Detectron2's own, with errors that say which image is at fault."""
+"""Detectron2's mapper, with errors that name the bad image."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from yolof_d2.errors import DataError
 
 from .augmentation import build_augmentation
 from .datasets import IMAGE_READ_ERRORS
-
-__all__ = ["YOLOFDatasetMapper", "build_mapper"]
 
 
 class YOLOFDatasetMapper(DatasetMapper):
@@ -36,23 +34,23 @@ class YOLOFDatasetMapper(DatasetMapper):
         try:
             return super().__call__(dataset_dict)
         except IMAGE_READ_ERRORS:
-            # Read again only now, so that good images cost nothing, and an error of the
-            # augmentations (also a ValueError) is not blamed on the image.
+            # Read again only now: good images cost nothing, and an error of the augmentations
+            # (a ValueError too) is not blamed on the image.
             _raise_if_image_is_bad(dataset_dict, self.image_format)
             raise
 
     def _transform_annotations(
         self, dataset_dict: dict[str, Any], transforms: Transform, image_shape: tuple[int, int]
     ) -> None:
-        # Detectron2 transforms boxes in the type that the json has: whole numbers would stay whole,
-        # and a resize would move each side by up to a pixel.
+        # Detectron2 transforms boxes in the type of the json: whole numbers would stay whole, and a
+        # resize would move each side by up to a pixel.
         for annotation in dataset_dict["annotations"]:
             annotation["bbox"] = np.asarray(annotation["bbox"], dtype=np.float64).tolist()
         super()._transform_annotations(dataset_dict, transforms, image_shape)
 
 
 def _raise_if_image_is_bad(dataset_dict: dict[str, Any], image_format: str) -> None:
-    """Read the image alone and turn any trouble with it into a DataError."""
+    """Read the image alone, and raise DataError if it is missing, corrupt or of another size."""
     name = dataset_dict["file_name"]
     where = f"image {name!r} (image id {dataset_dict.get('image_id')!r})"
     try:
@@ -76,15 +74,10 @@ def _raise_if_image_is_bad(dataset_dict: dict[str, Any], image_format: str) -> N
 
 
 def build_mapper(cfg: CfgNode, is_train: bool) -> YOLOFDatasetMapper:
-    """The mapper for ``build_detection_train_loader`` / ``build_detection_test_loader``.
-
-    It makes a sample of one image: ``INPUT.MOSAIC`` is for :func:`build_mosaic_mapper`.
+    """Build the mapper of single images; ``INPUT.MOSAIC`` is for :func:`build_mosaic_mapper`.
 
     Args:
         cfg: ``INPUT.*`` and ``MODEL.MASK_ON`` etc. are read as by Detectron2's DatasetMapper.
-        is_train: with random augmentation and annotations, or as for tests.
-
-    Returns:
-        Detectron2's mapper with :func:`build_augmentation`.
+        is_train: with random augmentation and annotations; otherwise as for tests.
     """
     return YOLOFDatasetMapper(cfg, is_train, augmentations=build_augmentation(cfg, is_train))

@@ -1,4 +1,4 @@
-"""Mosaic: one training sample out of four images, of the YOLOv4 recipe."""
+"""Mosaic of the YOLOv4 recipe: one training sample made of four images."""
 
 from __future__ import annotations
 
@@ -18,14 +18,12 @@ from yolof_d2.errors import ConfigError, DataError
 from .augmentation import build_augmentation
 from .mapper import YOLOFDatasetMapper
 
-__all__ = ["MosaicMapper", "TileMapper", "build_mosaic_mapper"]
-
 
 class TileMapper(YOLOFDatasetMapper):
-    """The mapper for training, which also tells where in its sample the image is.
+    """The mapper for training, whose samples have a ``content_box``: where the image is.
 
-    That is in ``content_box``, four ints: XYXY pixels of the sample, rounded. What lies outside is
-    the padding of a jitter crop or the area that a shift vacated.
+    It is four ints, XYXY pixels of the sample, rounded. Outside lies the padding of a jitter crop
+    or the area that a shift vacated.
     """
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
@@ -39,7 +37,7 @@ class TileMapper(YOLOFDatasetMapper):
     def _transform_annotations(
         self, dataset_dict: dict[str, Any], transforms: Transform, image_shape: tuple[int, int]
     ) -> None:
-        # The place where Detectron2 leaves it to subclasses what to do with the transforms.
+        # Detectron2's hook for subclasses that need the transforms.
         super()._transform_annotations(dataset_dict, transforms, image_shape)
         whole = np.array([[0.0, 0.0, dataset_dict["width"], dataset_dict["height"]]])
         box = np.rint(transforms.apply_box(whole)[0])
@@ -47,18 +45,18 @@ class TileMapper(YOLOFDatasetMapper):
 
 
 class MosaicMapper:
-    """With a probability, put an image and three random others together; else map it alone.
+    """With a probability, combines an image and three random others; else maps it alone.
 
     The three are drawn from the whole data set, with replacement, by NumPy's global generator. A
     sample thus depends on the image and the state of the generator alone; in the published code it
     depends on the worker too, which keeps a pool of the images it has seen.
 
-    Each of the four first becomes a sample of its own, with all augmentations (the shift too, as
-    published; the mosaic is not shifted again). A random point then cuts the canvas in four; the
-    image itself goes to the top left, the others to the top right, bottom left and bottom right. A
-    tile lies with its outer corner on that of the canvas and ends at the cut. Padding at its outer
-    corner, of a jitter crop or a shift, is skipped, as published for the jitter crop. What no tile
-    reaches is 0. Boxes are clipped to what is seen of their tile, and dropped when nothing is.
+    Each of the four is first mapped with all augmentations (the shift too, as published; the mosaic
+    is not shifted again). A random point then cuts the canvas in four; the image itself goes to the
+    top left, the others to the top right, bottom left and bottom right. A tile lies with its outer
+    corner on that of the canvas and ends at the cut. Padding at its outer corner, of a jitter crop
+    or a shift, is skipped, as published for the jitter crop. The canvas is 0 where no tile reaches.
+    Boxes are clipped to the visible part of their tile, and dropped outside it.
     """
 
     def __init__(
@@ -73,8 +71,8 @@ class MosaicMapper:
         """
         Args:
             mapper: makes a sample of one image.
-            dataset: the images to draw from, in Detectron2's data set format: the ones that the
-                loader reads, so that its filters hold here too.
+            dataset: the images to draw from, in Detectron2's data set format: those that the
+                loader reads, so that its filters apply.
             prob: probability of a mosaic, in [0, 1].
             size: (height, width) of the canvas in pixels.
             center_range: smallest and largest share of the height, and of the width, at which the
@@ -97,13 +95,12 @@ class MosaicMapper:
             dataset_dict: one image in Detectron2's data set format; not modified.
 
         Returns:
-            What the mapper makes of it or, for a mosaic, the same dict with another ``image``
-            (uint8 (C, *size)) and ``instances`` (``gt_boxes`` in XYXY pixels of it, and
-            ``gt_classes``), and with ``mosaic_image_ids``, a list of four. ``file_name``,
-            ``image_id``, ``height`` and ``width`` stay those of the image: by the latter two
-            Detectron2 groups images of like aspect ratio, and so mosaics are spread over the
-            groups as single images are. By the canvas, all would be in one group, and batches
-            would hold nearly mosaics only or none.
+            The mapper's sample or, for a mosaic, the same dict with another ``image`` (uint8
+            (C, *size)) and ``instances`` (``gt_boxes`` in XYXY pixels of it, and ``gt_classes``),
+            and with ``mosaic_image_ids``, a list of four. ``file_name``, ``image_id``, ``height``
+            and ``width`` stay those of the image. Detectron2 groups images of like aspect ratio by
+            the latter two; by those of the canvas, nearly every batch would hold mosaics only or
+            none.
 
         Raises:
             DataError: one of the images is missing or corrupt; the message names it.
@@ -143,17 +140,17 @@ class MosaicMapper:
 
 
 def _place(start: int, stop: int, cut: int, length: int, *, at_end: bool) -> tuple[int, int, int]:
-    """Along one axis, the part of a tile's content that is seen.
+    """Place a tile along one axis; all in pixels.
 
     Args:
-        start, stop: the content, in pixels of the tile.
+        start, stop: of the content, in the tile.
         cut: where the canvas is cut.
         length: of the canvas.
-        at_end: the tile lies behind the cut, with its end at that of the canvas; otherwise before
-            it, with its start at that of the canvas.
+        at_end: the tile lies behind the cut and ends with the canvas; otherwise it lies before the
+            cut and starts with the canvas.
 
     Returns:
-        Where the part starts in the tile, where in the canvas, and its extent.
+        The start of the visible part in the tile, its start in the canvas, and its extent.
     """
     if at_end:
         extent = min(stop - start, length - cut)
@@ -162,11 +159,11 @@ def _place(start: int, stop: int, cut: int, length: int, *, at_end: bool) -> tup
 
 
 def build_mosaic_mapper(cfg: CfgNode, dataset: Sequence[dict[str, Any]]) -> MosaicMapper:
-    """The mapper for ``build_detection_train_loader`` when ``INPUT.MOSAIC.PROB`` is above 0.
+    """Build the mapper for training when ``INPUT.MOSAIC.PROB`` is above 0.
 
     Args:
-        cfg: ``INPUT.*`` is read.
-        dataset: what the loader reads.
+        cfg: reads ``INPUT``.
+        dataset: the images that the loader reads.
 
     Raises:
         ConfigError: an impossible value, or a model that is trained with more than boxes.

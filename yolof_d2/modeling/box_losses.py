@@ -1,7 +1,9 @@
 """Losses of pairs of boxes: IoU, GIoU, DIoU, CIoU, and L1 of the deltas.
 
-They replace those of torchvision, fvcore and Detectron2, which index with a mask or check values:
-either makes the host wait for the GPU in every iteration. Values and gradients are finite for boxes
+They replace those of torchvision, fvcore and Detectron2, which index with a mask or check values
+and so make the host wait for the GPU in every iteration. Boxes are float (..., 4) XYXY pixels, and
+a loss is float (...). ``eps`` is added to divisors, square pixels, and is the least width and
+height that may divide or have a logarithm, pixels: values and gradients are finite for boxes
 without area too.
 """
 
@@ -16,88 +18,52 @@ from .box_ops import intersection_and_union, xyxy_to_cxcywh
 
 
 def iou_loss(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor:
-    """1 - IoU: flat, and so without a gradient, where boxes do not meet.
-
-    Args:
-        boxes1, boxes2: float (..., 4) XYXY pixels.
-        eps: added to the area that divides, square pixels.
-
-    Returns:
-        float (...) in [0, 1].
-    """
+    """Return 1 - IoU, in [0, 1]: constant, and so without a gradient, where boxes do not meet."""
     intersection, union = intersection_and_union(boxes1, boxes2)
     return 1 - intersection / (union + eps)
 
 
 def generalized_iou_loss(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor:
-    """1 - GIoU (Rezatofighi et al., CVPR 2019): grows with the empty share of the hull.
+    """Return 1 - GIoU, in [0, 2] (Rezatofighi et al., CVPR 2019).
 
-    Args:
-        boxes1, boxes2: float (..., 4) XYXY pixels.
-        eps: added to areas that divide, square pixels.
-
-    Returns:
-        float (...) in [0, 2].
+    It grows with the empty share of the hull.
     """
     intersection, union = intersection_and_union(boxes1, boxes2)
-    width, height = _hull_size(boxes1, boxes2)
+    width, height = _hull_size(boxes1, boxes2).unbind(dim=-1)
     hull = width * height
     return 1 - intersection / (union + eps) + (hull - union) / (hull + eps)
 
 
 def distance_iou_loss(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor:
-    """1 - DIoU (Zheng et al., AAAI 2020, equation 7): grows with the distance of the centres.
+    """Return 1 - DIoU, in [0, 2] (Zheng et al., AAAI 2020, equation 7).
 
-    Args:
-        boxes1, boxes2: float (..., 4) XYXY pixels.
-        eps: added to what divides, square pixels.
-
-    Returns:
-        float (...) in [0, 2].
+    It grows with the squared distance of the centres, over the squared diagonal of the hull.
     """
-    return iou_loss(boxes1, boxes2, eps) + _center_distance(boxes1, boxes2, eps)
+    offset = xyxy_to_cxcywh(boxes1)[..., :2] - xyxy_to_cxcywh(boxes2)[..., :2]
+    diagonal = _hull_size(boxes1, boxes2).square().sum(dim=-1)
+    return iou_loss(boxes1, boxes2, eps) + offset.square().sum(dim=-1) / (diagonal + eps)
 
 
 def complete_iou_loss(boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor:
-    """1 - CIoU (Zheng et al., AAAI 2020, equations 8 to 11): DIoU and the aspect ratios.
+    """Return 1 - CIoU, in [0, 2.5] (Zheng et al., AAAI 2020, equations 8 to 11).
 
-    Args:
-        boxes1, boxes2: float (..., 4) XYXY pixels.
-        eps: added to what divides, square pixels; also the least width and height, pixels.
-
-    Returns:
-        float (...) in [0, 2.5].
+    It is the DIoU loss and a term for the difference of the aspect ratios.
     """
     width1, height1 = _sizes(boxes1, eps).unbind(dim=-1)
     width2, height2 = _sizes(boxes2, eps).unbind(dim=-1)
     angle = torch.atan2(width1, height1) - torch.atan2(width2, height2)
     aspect = 4 / math.pi**2 * angle.square()
-    overlap = iou_loss(boxes1, boxes2, eps)
     # A trade-off between the terms, not itself something to learn.
-    alpha = (aspect / (overlap + aspect + eps)).detach()
-    return overlap + _center_distance(boxes1, boxes2, eps) + alpha * aspect
-
-
-def _center_distance(boxes1: Tensor, boxes2: Tensor, eps: float) -> Tensor:
-    """Squared distance of the centres over the squared diagonal of the hull, in [0, 1]."""
-    width, height = _hull_size(boxes1, boxes2)
-    offset = xyxy_to_cxcywh(boxes1)[..., :2] - xyxy_to_cxcywh(boxes2)[..., :2]
-    return offset.square().sum(dim=-1) / (width.square() + height.square() + eps)
+    alpha = (aspect / (iou_loss(boxes1, boxes2, eps) + aspect + eps)).detach()
+    return distance_iou_loss(boxes1, boxes2, eps) + alpha * aspect
 
 
 def delta_l1_loss(anchors: Tensor, boxes1: Tensor, boxes2: Tensor, eps: float = 1e-7) -> Tensor:
-    """L1 distance of the deltas (dx, dy, dw, dh) of two boxes, as seen from the same anchor.
+    """Return the L1 distance of the deltas (dx, dy, dw, dh) of two boxes from the same anchor.
 
     The deltas are those of Faster R-CNN (Ren et al. 2015, equation 2) without weights. What both
     have from the anchor cancels: what remains is the distance of the centres in widths and heights
     of the anchor, and the difference of the logarithms of the sizes.
-
-    Args:
-        anchors, boxes1, boxes2: float (..., 4) XYXY pixels.
-        eps: the least width and height, pixels.
-
-    Returns:
-        float (...), at least 0.
     """
     center1, center2 = xyxy_to_cxcywh(boxes1)[..., :2], xyxy_to_cxcywh(boxes2)[..., :2]
     shift = (center1 - center2).abs() / _sizes(anchors, eps)
@@ -106,18 +72,11 @@ def delta_l1_loss(anchors: Tensor, boxes1: Tensor, boxes2: Tensor, eps: float = 
 
 
 def _sizes(boxes: Tensor, eps: float) -> Tensor:
-    """Widths and heights (..., 2), at least ``eps``, so that they can divide or have a logarithm.
-
-    Where ``eps`` holds, no gradient passes.
-    """
+    """Return widths and heights (..., 2), at least ``eps``; no gradient passes where that holds."""
     return (boxes[..., 2:] - boxes[..., :2]).clamp(min=eps)
 
 
-def _hull_size(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
-    """Width and height of the smallest box around each pair."""
-    return (
-        torch.maximum(boxes1[..., 2], boxes2[..., 2])
-        - torch.minimum(boxes1[..., 0], boxes2[..., 0]),
-        torch.maximum(boxes1[..., 3], boxes2[..., 3])
-        - torch.minimum(boxes1[..., 1], boxes2[..., 1]),
-    )
+def _hull_size(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    """Return width and height (..., 2) of the smallest box around each pair."""
+    bottom_right = torch.maximum(boxes1[..., 2:], boxes2[..., 2:])
+    return bottom_right - torch.minimum(boxes1[..., :2], boxes2[..., :2])

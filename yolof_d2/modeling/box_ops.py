@@ -1,4 +1,4 @@
-"""Box arithmetic on tensors of any batch shape; Detectron2's ``Boxes`` holds one image only."""
+"""Box arithmetic on tensors of any batch shape; Detectron2's ``Boxes`` is for one image."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
 
 
 def box_area(boxes: Tensor) -> Tensor:
-    """Area of XYXY boxes, float (..., 4) to (...), square pixels."""
+    """Return the area of XYXY boxes, float (..., 4) to (...), square pixels."""
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
 def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    """Intersection over union of boxes paired by broadcasting.
+    """Return the intersection over union of boxes paired by broadcasting.
 
     Args:
         boxes1, boxes2: float (..., 4) XYXY pixels; the leading dimensions broadcast.
@@ -31,11 +31,8 @@ def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
 
 
 def intersection_and_union(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
-    """Areas that boxes, paired by broadcasting, share and that they cover together.
-
-    Arguments and shapes as of :func:`box_iou`; square pixels.
-    """
-    # Coordinate by coordinate: half the temporary memory of working on (..., 2) corners.
+    """Return the areas of intersection and union, square pixels; shapes as in :func:`box_iou`."""
+    # Coordinate by coordinate: takes half the temporary memory of working on (..., 2) corners.
     width = torch.minimum(boxes1[..., 2], boxes2[..., 2]) - torch.maximum(
         boxes1[..., 0], boxes2[..., 0]
     )

@@ -1,6 +1,6 @@
-"""Detector families: what the rest of the code must know of a detector, asked in one place.
+"""Detector families: config node, parts, threshold and matches of each kind of detector.
 
-A class declares its family by a class attribute, and its subclasses inherit it::
+A detector's class declares its family, and its subclasses inherit it::
 
     @META_ARCH_REGISTRY.register()
     class MyDetector(nn.Module):
@@ -10,7 +10,7 @@ A class declares its family by a class attribute, and its subclasses inherit it:
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -36,25 +36,25 @@ from .matcher.statistics import count_labelled_anchors, count_matches
 
 @dataclass(frozen=True)
 class Parts:
-    """The modules whose calls bound the parts of a detector; each is called once per batch."""
+    """The modules that end the parts of a detector; each is called once per batch."""
 
     backbone: nn.Module
-    encoder: nn.Module | None  # what ends the encoder; None where nothing follows the backbone
+    encoder: nn.Module | None  # None where nothing follows the backbone
     decoder: nn.Module
 
 
 class DetectorFamily:
     """A kind of detector. A family of your own overrides what it can answer.
 
-    This class is also the family of a detector that declares none: it trains and is evaluated, no
-    matches are counted, and each question that needs an answer raises :class:`ConfigError`.
+    This class is also the family of a detector that declares none: it trains and is evaluated, but
+    no matches are counted, and every other question raises :class:`ConfigError`.
 
     Attributes:
         node: the node under ``MODEL`` that holds the keys and ``NUM_CLASSES``; "" if unknown.
-        other_nodes: more nodes under ``MODEL`` that no other family reads. Keys of foreign nodes
-            are refused in configs.
-        threshold: name of the model's attribute that is the score threshold; a detection has a
-            higher score.
+        other_nodes: more nodes under ``MODEL`` that no other family reads. Configs may not set keys
+            of another family's nodes.
+        threshold: name of the model's attribute that holds the score threshold; detections score
+            above it.
     """
 
     node: str = ""
@@ -63,11 +63,11 @@ class DetectorFamily:
 
     @property
     def nodes(self) -> set[str]:
-        """All nodes under ``MODEL`` that are the family's own."""
+        """Nodes under ``MODEL`` that belong to the family."""
         return {self.node, *self.other_nodes} - {""}
 
     def find_parts(self, model: Any) -> Parts:
-        """Return the modules that bound the parts of ``model``."""
+        """Return the modules that end the parts of ``model``."""
         raise self._unknown(model, "the parts", "find_parts")
 
     def describe_parts(self, cfg: CfgNode, model: Any) -> dict[str, str]:
@@ -79,7 +79,7 @@ class DetectorFamily:
         raise self._unknown(model, "the dense part", "predict")
 
     def padded_size(self, model: Any, size: tuple[int, int]) -> tuple[int, int]:
-        """Return height and width in pixels that ``model`` sees of an image of ``size``."""
+        """Return the size, (height, width) in pixels, to which ``model`` pads an image."""
         backbone = getattr(model, "backbone", None)
         if backbone is None:
             raise self._unknown(model, "the padding of the images", "padded_size")
@@ -105,20 +105,20 @@ class DetectorFamily:
         return self.threshold
 
     def candidate_scores(self, model: Any) -> AbstractContextManager[list[Tensor]]:
-        """Collect, while ``model`` detects, the scores that are compared with the threshold.
+        """Collect the scores that are compared with the threshold while ``model`` detects.
 
         Returns:
-            A context that gives a list. Each image adds the scores of all its candidates, boxes
-            times classes, as one float (R * K,).
+            A context that gives a list: for each image a float (R * K,), the scores of all boxes
+            and classes.
         """
         raise self._unknown(model, "the candidate scores", "candidate_scores")
 
     def counted_matches(self, model: Any) -> AbstractContextManager[list[Tensor]]:
-        """Collect, while ``model`` trains, how boxes are matched.
+        """Count the matches of each batch while ``model`` trains.
 
         Returns:
-            A context that gives a list. Each batch adds an int64 (12,) in the order of
-            :data:`~yolof_d2.modeling.matcher.statistics.COUNTS`; none where nothing is known.
+            A context that gives a list: for each batch an int64 (12,) in the order of
+            :data:`~yolof_d2.modeling.matcher.statistics.COUNTS`, or nothing if unknown.
         """
         return nullcontext([])
 
@@ -152,39 +152,31 @@ class YOLOFFamily(DetectorFamily):
     def predict(self, model: Any, images: Tensor) -> object:
         return model.predict(images)
 
-    @contextmanager
-    def candidate_scores(self, model: Any) -> Iterator[list[Tensor]]:
-        scores: list[Tensor] = []
+    def candidate_scores(self, model: Any) -> AbstractContextManager[list[Tensor]]:
+        def scores(result: object, logits: Tensor, *_: object) -> list[Tensor]:
+            return [image.sigmoid().flatten() for image in logits]
 
-        def keep(result: object, logits: Tensor, *_: object) -> None:
-            scores.extend(image.sigmoid().flatten() for image in logits)
+        return collecting(model, "postprocess", scores)
 
-        with listening(model, "postprocess", keep):
-            yield scores
-
-    @contextmanager
-    def counted_matches(self, model: Any) -> Iterator[list[Tensor]]:
-        counts: list[Tensor] = []
-
-        def count(
+    def counted_matches(self, model: Any) -> AbstractContextManager[list[Tensor]]:
+        def counts(
             match: MatchResult,
             anchors: Tensor,
             pred_logits: Tensor,
             pred_boxes: Tensor,
             ground_truth: GroundTruth,
-        ) -> None:
-            counts.append(count_matches(match, ground_truth, pred_logits.shape[-1]))
+        ) -> list[Tensor]:
+            return [count_matches(match, ground_truth, pred_logits.shape[-1])]
 
-        with listening(model, "matcher", count):
-            yield counts
+        return collecting(model, "matcher", counts)
 
 
 class _DenseFamily(DetectorFamily):
-    """Detectron2's ``DenseDetector``: a head on the levels of a pyramid."""
+    """Subclasses of Detectron2's ``DenseDetector``: a head on the levels of a pyramid."""
 
     threshold = "test_score_thresh"
     matcher: str
-    box_loss: str = ""  # where the model has no choice
+    box_loss: str = ""  # where no key sets it
 
     def find_parts(self, model: Any) -> Parts:
         backbone = getattr(model.backbone, "bottom_up", model.backbone)
@@ -203,31 +195,23 @@ class _DenseFamily(DetectorFamily):
         features = model.backbone(images)
         return model.head([features[name] for name in model.head_in_features])
 
-    @contextmanager
-    def candidate_scores(self, model: Any) -> Iterator[list[Tensor]]:
-        scores: list[Tensor] = []
+    def candidate_scores(self, model: Any) -> AbstractContextManager[list[Tensor]]:
+        def scores(result: object, anchors: object, box_cls: list[Tensor], *_: Any) -> list[Tensor]:
+            return [torch.cat([level.flatten() for level in box_cls])]
 
-        def keep(result: Instances, anchors: list[Boxes], box_cls: list[Tensor], *_: Any) -> None:
-            scores.append(torch.cat([level.flatten() for level in box_cls]))
+        return collecting(model, "inference_single_image", scores)
 
-        with listening(model, "inference_single_image", keep):
-            yield scores
-
-    @contextmanager
-    def counted_matches(self, model: Any) -> Iterator[list[Tensor]]:
-        counts: list[Tensor] = []
-
-        def count(
+    def counted_matches(self, model: Any) -> AbstractContextManager[list[Tensor]]:
+        def counts(
             result: tuple[list[Tensor], list[Tensor]],
             anchors: list[Boxes],
             gt_instances: list[Instances],
-        ) -> None:
+        ) -> list[Tensor]:
             labels, boxes = (torch.stack(each) for each in result)
             ground_truth = GroundTruth.from_instances(gt_instances, labels.device)
-            counts.append(count_labelled_anchors(labels, boxes, ground_truth, model.num_classes))
+            return [count_labelled_anchors(labels, boxes, ground_truth, model.num_classes)]
 
-        with listening(model, "label_anchors", count):
-            yield counts
+        return collecting(model, "label_anchors", counts)
 
 
 class RetinaNetFamily(_DenseFamily):
@@ -246,7 +230,7 @@ class FCOSFamily(_DenseFamily):
 
 
 class TwoStageFamily(DetectorFamily):
-    """Detectron2's models with proposals or masks, which train and are evaluated."""
+    """Detectron2's models with proposals or masks; they can be trained and evaluated."""
 
     node = "ROI_HEADS"
     other_nodes = (
@@ -264,10 +248,10 @@ _UNKNOWN = DetectorFamily()
 
 
 def family_of(cfg: CfgNode) -> DetectorFamily:
-    """Return the family of the detector that ``cfg`` builds.
+    """Return the family of the detector that ``cfg`` names.
 
     Raises:
-        ConfigError: no detector of that name is registered, or it declares something else.
+        ConfigError: no detector of that name is registered, or ``detector_family`` is no family.
     """
     name = cfg.MODEL.META_ARCHITECTURE
     if name not in META_ARCH_REGISTRY:
@@ -282,7 +266,7 @@ def family_of_model(model: nn.Module) -> DetectorFamily:
     """Return the family of a built detector.
 
     Raises:
-        ConfigError: its class declares something else.
+        ConfigError: its ``detector_family`` is no family.
     """
     return _declared_by(type(model))
 
@@ -293,17 +277,14 @@ def known_families() -> list[DetectorFamily]:
 
 
 def foreign_nodes(family: DetectorFamily) -> set[str]:
-    """Return the nodes under ``MODEL`` that only other families read.
-
-    A detector without a known node may read any: no node is foreign to it.
-    """
+    """Return the nodes under ``MODEL`` that only other families read; none if it has no node."""
     if not family.node:
         return set()
     return {node for known in known_families() for node in known.nodes} - family.nodes
 
 
 def _declared_by(detector: Any) -> DetectorFamily:
-    """Return what a detector, a class or a function that builds one, declares or inherits."""
+    """Return the family that a detector's class, or the function that builds it, declares."""
     for source in getattr(detector, "__mro__", (detector,)):
         family = vars(source).get("detector_family") or _OF_DETECTRON2.get(source)
         if family is None:
@@ -318,26 +299,29 @@ def _declared_by(detector: Any) -> DetectorFamily:
 
 
 @contextmanager
-def listening(model: nn.Module, name: str, listen: Callable[..., None]) -> Iterator[None]:
-    """Follow each call of ``model.<name>``, inside, by ``listen(result, *its_arguments)``.
+def collecting(
+    model: nn.Module, name: str, extract: Callable[..., Iterable[Tensor]]
+) -> Iterator[list[Tensor]]:
+    """Collect what ``extract`` returns of each call of ``model.<name>`` inside the context.
 
     Args:
-        model: left at the end as it was.
+        model: unchanged after the context.
         name: of a method, a submodule or any attribute that can be called.
-        listen: must not change what it is given.
+        extract: called with the result and the arguments of the call; must not change them.
     """
     called = getattr(model, name)
+    found: list[Tensor] = []
 
     def call(*args: Any, **kwargs: Any) -> Any:
         result = called(*args, **kwargs)
-        listen(result, *args, **kwargs)
+        found.extend(extract(result, *args, **kwargs))
         return result
 
     own = vars(model)  # found before methods and submodules
     before = {name: own[name]} if name in own else {}
     own[name] = call
     try:
-        yield
+        yield found
     finally:
         del own[name]
         own.update(before)

@@ -48,9 +48,9 @@ def conv_norm_act(
     activation: str,
     dilation: int = 1,
 ) -> list[nn.Module]:
-    """Convolution that keeps height and width, then norm, then activation, as three modules.
+    """Build a convolution that keeps height and width, a norm and an activation.
 
-    The convolution keeps its bias before a norm, as the public YOLOF does, so that public weights
+    The convolution has a bias even before a norm, as in the public YOLOF, so that public weights
     load. "No norm" is an identity, so that the names in the state dict do not depend on the norm.
     """
     padding = dilation * (kernel_size // 2)

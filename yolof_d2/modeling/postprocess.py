@@ -1,4 +1,4 @@
-"""From the predictions of one image to its detections."""
+"""Select the detections of one image from its predictions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Look-up in a registry that ends in one clear message when the name is unknown."""
+"""Look up registered parts by name."""
 
 from __future__ import annotations
 
@@ -10,12 +10,7 @@ from yolof_d2.errors import ConfigError
 
 
 def get_part(registry: Registry, name: str, key: str) -> Any:
-    """Return the class registered under ``name``.
-
-    Args:
-        registry: where to look.
-        name: the registered name, usually the class name.
-        key: the config key that held ``name``, for the message.
+    """Return the class registered under ``name``, the value of the config key ``key``.
 
     Raises:
         ConfigError: nothing is registered under ``name``; the message lists the known names.

@@ -1,7 +1,8 @@
-"""The feature map of training images, against which parts check their own values."""
+"""Checks of parts' values against the feature map of training images."""
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 
@@ -15,26 +16,22 @@ PUBLISHED_SIZES = ([[32, 64, 128, 256, 512]], [[16, 32, 64, 128, 256, 512]])
 
 
 def count_cells(cfg: CfgNode, shape: ShapeSpec) -> tuple[int, int]:
-    """Count the cells along the shortest and the longest side that a training image may have.
+    """Return the cells of a map along the shortest and the longest side of training images.
 
-    Args:
-        cfg: the whole config; reads ``INPUT``.
-        shape: of the map.
+    The sides are those that ``cfg.INPUT`` allows.
     """
-    sides = cfg.INPUT.FIXED_SIZE.TRAIN or (
-        min(cfg.INPUT.MIN_SIZE_TRAIN),
-        cfg.INPUT.MAX_SIZE_TRAIN,
-    )
+    node = cfg.INPUT
+    sides = node.FIXED_SIZE.TRAIN or (min(node.MIN_SIZE_TRAIN), node.MAX_SIZE_TRAIN)
     return math.ceil(min(sides) / shape.stride), math.ceil(max(sides) / shape.stride)
 
 
 def warn_of_c5_values(
     cfg: CfgNode, shape: ShapeSpec, node: str, **c5_and_dc5: tuple[object, object]
 ) -> None:
-    """Warn where values of the published C5 models (stride 32) are left on a DC5 map (stride 16).
+    """Warn of values of the published C5 models (stride 32) on a DC5 map (stride 16).
 
-    Such a model works, and may be the experiment. Nothing is said of anchors unlike those of every
-    published model.
+    Such a model works, and may be the experiment. With anchors unlike those of every published
+    model there is no warning.
 
     Args:
         cfg: the whole config.
@@ -44,9 +41,7 @@ def warn_of_c5_values(
     """
     if shape.stride != 16 or cfg.MODEL.ANCHOR_GENERATOR.SIZES not in PUBLISHED_SIZES:
         return
-    values = cfg
-    for name in node.split("."):
-        values = values[name]
+    values = functools.reduce(CfgNode.__getitem__, node.split("."), cfg)
     left = [
         f"{node}.{key} {dc5} (is {c5})"
         for key, (c5, dc5) in c5_and_dc5.items()

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.small import default_cfg
-from yolof_d2.data import ColorDistortion, FixedSizeResize, build_augmentation
+from yolof_d2.data.augmentation import ColorDistortion, FixedSizeResize, build_augmentation
 from yolof_d2.errors import ConfigError
 
 EVERYTHING = (

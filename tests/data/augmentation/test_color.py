@@ -9,7 +9,7 @@ from fvcore.transforms.transform import NoOpTransform
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yolof_d2.data import ColorDistortion, ColorDistortionTransform
+from yolof_d2.data.augmentation import ColorDistortion, ColorDistortionTransform
 from yolof_d2.errors import ConfigError
 
 # Extremes and equal channels are common, where hue has its seams.

@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yolof_d2.data import JitterCrop
-from yolof_d2.data.augmentation import ClipBoxes
+from yolof_d2.data.augmentation import ClipBoxes, JitterCrop
 from yolof_d2.errors import ConfigError
 
 SIDE = st.integers(1, 12)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yolof_d2.data import FixedSizeResize
+from yolof_d2.data.augmentation import FixedSizeResize
 from yolof_d2.errors import ConfigError
 
 

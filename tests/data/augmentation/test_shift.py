@@ -7,7 +7,7 @@ from fvcore.transforms.transform import NoOpTransform
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yolof_d2.data import RandomShift, ShiftTransform
+from yolof_d2.data.augmentation import RandomShift, ShiftTransform
 from yolof_d2.errors import ConfigError
 
 SIDE = st.integers(1, 9)

@@ -1,4 +1,4 @@
-"""What the YOLOF and YOLOv4 recipes need beyond Detectron2's augmentation.
+"""Augmentations of the YOLOF and YOLOv4 recipes that Detectron2 lacks.
 
 Coordinate frame: x to the right, y down, in pixels; the top-left corner of an image is (0, 0) and
 the bottom-right corner of a W x H image is (W, H). Random numbers are drawn in ``get_transform``

@@ -1,4 +1,4 @@
-"""The list of augmentations that a config asks for."""
+"""Build the augmentations of a config."""
 
 from __future__ import annotations
 
@@ -13,11 +13,9 @@ from .crop import ClipBoxes, JitterCrop
 from .resize import FixedSizeResize
 from .shift import RandomShift
 
-__all__ = ["build_augmentation"]
-
 
 def build_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
-    """Augmentations in the order in which they are applied; what is off is not in the list.
+    """List the augmentations that are on, in the order in which they are applied.
 
     In training: crop (``INPUT.CROP``), jitter crop, resize, colour distortion, flip, shift. For
     tests: the resize alone. With every key of this project off, it is Detectron2's own list. The

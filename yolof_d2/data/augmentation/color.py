@@ -10,9 +10,7 @@ from fvcore.transforms.transform import NoOpTransform, Transform
 
 from yolof_d2.checks import require
 
-__all__ = ["ColorDistortion", "ColorDistortionTransform"]
-
-_BAND = 64  # rows at a time: what is computed on the way then stays in the processor's cache
+_BAND = 64  # rows at a time: intermediate results then stay in the processor's cache
 
 
 class ColorDistortionTransform(Transform):
@@ -88,20 +86,20 @@ class ColorDistortionTransform(Transform):
             distorted[:, :, channel] = np.rint(value - chroma * depth)
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        """(N, 2) points, unchanged."""
+        """Return the points (N, 2) unchanged."""
         return coords
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """(H, W) label map, unchanged."""
+        """Return the label map (H, W) unchanged."""
         return segmentation
 
     def inverse(self) -> Transform:
-        """A no-op: fvcore's inverse concerns the geometry alone."""
+        """Return a no-op: fvcore's inverse concerns the geometry alone."""
         return NoOpTransform()
 
 
 class ColorDistortion(T.Augmentation):
-    """With a probability, a random :class:`ColorDistortionTransform`, drawn as in Darknet."""
+    """With a probability, draw a :class:`ColorDistortionTransform` as in Darknet."""
 
     def __init__(
         self,

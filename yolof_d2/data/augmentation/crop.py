@@ -1,4 +1,4 @@
-"""Jitter crop, of the YOLOv4 recipe, and what boxes need when padding follows a crop."""
+"""Jitter crop of the YOLOv4 recipe, and the clipping of boxes when padding follows a crop."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from fvcore.transforms.transform import NoOpTransform, Transform, TransformList
 
 from yolof_d2.checks import require
 
-__all__ = ["ClipBoxes", "ClipBoxesTransform", "JitterCrop"]
-
 
 class ClipBoxesTransform(Transform):
-    """Clip boxes to the image as it is at this place; pixels and points stay as they are.
+    """Clip boxes to the image at this point of the pipeline; pixels and points stay unchanged.
 
     Detectron2 clips after the last transform. When padding or a shift follows a crop, that is too
     late: the part of a box that was cut off, or a whole box, would lie on the padding.
@@ -28,11 +26,11 @@ class ClipBoxesTransform(Transform):
         self.width = width
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
-        """The image, unchanged."""
+        """Return the image unchanged."""
         return img
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        """(N, 2) points, unchanged."""
+        """Return the points (N, 2) unchanged."""
         return coords
 
     def apply_box(self, box: np.ndarray) -> np.ndarray:
@@ -41,15 +39,15 @@ class ClipBoxesTransform(Transform):
         return np.clip(box, 0, np.array([self.width, self.height] * 2, dtype=box.dtype))
 
     def inverse(self) -> Transform:
-        """A no-op: what was clipped is not known."""
+        """Return a no-op: clipping cannot be undone."""
         return NoOpTransform()
 
 
 class ClipBoxes(T.Augmentation):
-    """:class:`ClipBoxesTransform` for the image at hand; nothing is drawn."""
+    """Apply :class:`ClipBoxesTransform`; draws no random numbers."""
 
     def get_transform(self, image: np.ndarray) -> ClipBoxesTransform:
-        """The clipping to an image (H, W) or (H, W, C)."""
+        """Return the clipping to ``image``, (H, W) or (H, W, C)."""
         return ClipBoxesTransform(*image.shape[:2])
 
 

@@ -10,11 +10,9 @@ from detectron2.data import transforms as T
 
 from yolof_d2.checks import check_range, check_size
 
-__all__ = ["FixedSizeResize"]
-
 
 class FixedSizeResize(T.Augmentation):
-    """Resize to one size whatever the aspect ratio, times one random factor for both sides."""
+    """Resize to a fixed size, whatever the aspect ratio, times one random factor for both sides."""
 
     def __init__(
         self,

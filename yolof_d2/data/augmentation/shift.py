@@ -8,11 +8,9 @@ from fvcore.transforms.transform import NoOpTransform, Transform
 
 from yolof_d2.errors import ConfigError
 
-__all__ = ["RandomShift", "ShiftTransform"]
-
 
 def _overlap(shift: int, length: int) -> tuple[slice, slice]:
-    """Slices (target, source) along one axis of ``length`` pixels; both empty if all is gone."""
+    """Return slices (target, source) along an axis of ``length`` pixels; empty if none is left."""
     kept = max(length - abs(shift), 0)
     start = max(shift, 0)
     return slice(start, start + kept), slice(start - shift, start - shift + kept)
@@ -80,7 +78,7 @@ class ShiftTransform(Transform):
         return self.apply_image(segmentation)
 
     def inverse(self) -> ShiftTransform:
-        """The shift back: exact for coordinates, while pixels that left the frame stay lost."""
+        """Return the shift back; pixels that left the frame stay lost."""
         return ShiftTransform(-self.dx, -self.dy)
 
 
@@ -113,7 +111,7 @@ class RandomShift(T.Augmentation):
 
     @property
     def enabled(self) -> bool:
-        """Whether this can ever shift anything."""
+        """Whether any shift is possible."""
         return self.prob > 0 and self.max_pixels > 0
 
     def get_transform(self, image: np.ndarray) -> Transform:

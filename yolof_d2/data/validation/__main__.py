@@ -15,11 +15,7 @@ from .rules import CocoCheck
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the report of one json; returns the exit code, 1 if there is any error.
-
-    Args:
-        arguments: as on the command line; None = ``sys.argv[1:]``.
-    """
+    """Print the report of one json, and return the exit code: 1 if there is any error."""
     parser = argparse.ArgumentParser(
         prog="python -m yolof_d2.data.validation", description=(__doc__ or "").splitlines()[0]
     )

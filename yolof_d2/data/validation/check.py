@@ -9,11 +9,10 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.utils import comm
 
 from yolof_d2.config import num_classes, num_classes_node
 
-from .report import REPORT_NAME, Problem, raise_or_warn, write_report
+from .report import REPORT_NAME, Problem, report_problems
 from .rules import CocoCheck
 
 logger = logging.getLogger(__name__)
@@ -25,17 +24,14 @@ HEADER_CHECK_MAX_IMAGES = 2000
 def check_coco_json(
     json_file: str, image_folder: str, *, training: bool, read_headers: bool = False
 ) -> list[Problem]:
-    """Check one COCO json and its images; nothing is raised for bad data.
+    """Return all problems of one COCO json and its images, in the order of the file.
 
     Args:
         json_file: path of the annotation file.
         image_folder: folder that the ``file_name`` entries are relative to.
         training: apply the rules for training data; without it, those for test data.
-        read_headers: also open each image's header and compare its size with the json. The pixels
-            are not decoded, so an image cut off after its header goes unnoticed.
-
-    Returns:
-        All problems, in the order of the file; empty if there are none.
+        read_headers: also compare the size in each image's header with the json. The pixels are
+            not decoded, so an image cut off after its header goes unnoticed.
     """
     limit = math.inf if read_headers else 0
     return CocoCheck(json_file, image_folder, training, not training, limit).run().problems
@@ -44,20 +40,14 @@ def check_coco_json(
 def check_datasets(
     cfg: CfgNode, *, skip_train: bool = False, skip_test: bool = False
 ) -> list[Problem]:
-    """Check all data sets of a config that are in COCO format, before anything is trained.
+    """Check all data sets of a config that are in COCO format, and return the warnings.
 
-    Sets of other formats (LVIS, VOC, ...) are passed over. With any problem the report is logged
-    and written in full to ``OUTPUT_DIR/data_report.txt``; a report left by an earlier run is
-    removed when there is none. Call it on every rank: all come to the same result, the main
-    process writes.
+    Sets of other formats (LVIS, VOC, ...) are skipped. Problems are logged and written in full to
+    ``OUTPUT_DIR/data_report.txt``. Call it on every rank: all come to the same result.
 
     Args:
         cfg: resolved config, see :func:`yolof_d2.data.datasets.resolve_datasets`.
-        skip_train: leave out ``DATASETS.TRAIN``, for evaluation only.
-        skip_test: leave out ``DATASETS.TEST``.
-
-    Returns:
-        The warnings, if there are no errors.
+        skip_train, skip_test: leave out ``DATASETS.TRAIN`` or ``DATASETS.TEST``.
 
     Raises:
         DataError: there is at least one error; its message holds the (shortened) report.
@@ -67,10 +57,7 @@ def check_datasets(
     problems: list[Problem] = []
     for name in dict.fromkeys((*train, *test)):
         problems += _check_dataset(cfg, name, training=name in train, evaluation=name in test)
-    path = Path(cfg.OUTPUT_DIR, REPORT_NAME)
-    if comm.is_main_process():
-        write_report(path, problems)
-    raise_or_warn(problems, path)
+    report_problems(problems, Path(cfg.OUTPUT_DIR, REPORT_NAME))
     return problems
 
 

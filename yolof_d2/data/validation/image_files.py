@@ -1,4 +1,4 @@
-"""Check the image files of a data set: that they are there, and as large as the json says."""
+"""Check that the image files of a data set exist and are as large as the json says."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _EXIF_ORIENTATION = 274
 
 
 class ImageEntry(NamedTuple):
-    """An image as the json has it: file name ("" if unknown) and pixels (NaN if unknown)."""
+    """An image in the json: file name ("" if unknown) and sides in pixels (NaN if unknown)."""
 
     name: str
     width: float
@@ -29,15 +29,12 @@ class ImageEntry(NamedTuple):
 def find_file_problems(
     folder: str, images: Mapping[int | str, ImageEntry], header_limit: float
 ) -> Iterator[tuple[str, str] | tuple[str, str, str]]:
-    """Look for the file of each image.
+    """Yield kind and message of each problem, and the image's name if it is about one.
 
     Args:
         folder: what the file names are relative to.
         images: by id.
         header_limit: open every file if there are at most so many.
-
-    Yields:
-        Kind and message of a problem, and the image's name if it is about one.
     """
     if images and not os.path.isdir(folder):
         yield "image_folder", f"image folder {folder} does not exist"
@@ -46,7 +43,7 @@ def find_file_problems(
     listings: dict[str, tuple[set[str], set[str]]] = {}
     num_missing = 0
     for name, image in entries.items():
-        # As Detectron2 joins them: an absolute file_name stands for itself.
+        # Joined as in Detectron2: an absolute file_name stays as it is.
         path = os.path.join(folder, name)
         parent, base = os.path.split(path)
         if parent not in listings:
@@ -65,7 +62,7 @@ def find_file_problems(
     if num_missing and num_missing == len(entries):
         yield (
             "image_folder",
-            f"not one of the {num_missing} images is in {folder}: is it the right folder? "
+            f"none of the {num_missing} images is in {folder}: is it the right folder? "
             "(file_name in the json is relative to it)",
         )
 
@@ -86,9 +83,9 @@ def _check_header(path: str, image: ImageEntry) -> Iterator[tuple[str, str, str]
 
 
 def _list_files(folder: str) -> tuple[set[str], set[str]]:
-    """Return the names of the files in a folder, also in lower case; none if it cannot be listed.
+    """Return the names of the files in a folder, as they are and in lower case.
 
-    One listing instead of 100 000 single questions to the file system.
+    One listing instead of a system call for each of 100 000 images. Empty if it cannot be listed.
     """
     try:
         with os.scandir(folder) as entries:

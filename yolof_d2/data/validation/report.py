@@ -1,4 +1,4 @@
-"""Tell the problems of data sets: format, write and log them."""
+"""Problems of data sets, and the report of them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from detectron2.utils import comm
+
 from yolof_d2.errors import DataError
 from yolof_d2.files import write_text
 
@@ -15,8 +17,6 @@ logger = logging.getLogger(__name__)
 
 REPORT_NAME = "data_report.txt"
 """File in OUTPUT_DIR that holds the whole report."""
-
-_MAX_PER_KIND = 10  # lines in the log and in the error
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,8 @@ class Problem:
     Attributes:
         severity: "error" stops the run, "warning" does not.
         kind: rule that was broken, see the table in :mod:`.rules`.
-        json_file: path of the annotation file (or the data set's name if it has none).
-        image: file name of the image concerned, its id if no name is known, None if it is about
-            no image.
+        json_file: path of the annotation file, or the data set's name if it has none.
+        image: file name of the image concerned, or its id if it has no name, or None.
         annotation_id: id of the annotation concerned, or None.
         message: what is wrong, what was expected and, where not obvious, what to do.
     """
@@ -41,23 +40,17 @@ class Problem:
     message: str
 
     def __str__(self) -> str:
-        where = []
-        if self.image is not None:
-            where.append(f"image {self.image!r}")
-        if self.annotation_id is not None:
-            where.append(f"annotation {self.annotation_id!r}")
-        return f"{', '.join(where)}: {self.message}" if where else self.message
+        places = {"image": self.image, "annotation": self.annotation_id}
+        where = ", ".join(f"{name} {at!r}" for name, at in places.items() if at is not None)
+        return f"{where}: {self.message}" if where else self.message
 
 
 def format_report(problems: Sequence[Problem], *, max_per_kind: int | None = None) -> str:
-    """Format a readable report: per json the errors first, grouped by kind, with exact counts.
+    """Return a report of several lines: per json, errors first, grouped by kind and counted.
 
     Args:
         problems: of any number of files.
-        max_per_kind: lines shown per file, severity and kind; None = all.
-
-    Returns:
-        Text of several lines, without a final newline.
+        max_per_kind: lines per file, severity and kind; None = all.
     """
     lines: list[str] = []
     for json_file in dict.fromkeys(problem.json_file for problem in problems):
@@ -76,36 +69,32 @@ def format_report(problems: Sequence[Problem], *, max_per_kind: int | None = Non
 
 
 def has_errors(problems: Sequence[Problem]) -> bool:
-    """Tell whether a problem stops the run."""
+    """Return whether a problem stops the run."""
     return any(problem.severity == "error" for problem in problems)
 
 
-def write_report(path: Path, problems: Sequence[Problem]) -> None:
-    """Write the whole report; without problems, remove that of an earlier run."""
-    if problems:
-        write_text(path, format_report(problems) + "\n", durable=False)
-    else:
-        path.unlink(missing_ok=True)
+def report_problems(problems: Sequence[Problem], path: Path) -> None:
+    """Write the whole report to ``path``, and raise or log a shortened one.
 
-
-def raise_or_warn(problems: Sequence[Problem], path: Path) -> None:
-    """Tell problems in a shortened report, which names ``path`` for the whole one.
+    Without problems, the report of an earlier run is removed. Only the main process writes.
 
     Raises:
-        DataError: there is at least one error; its message holds the report.
+        DataError: there is at least one error; its message holds the shortened report.
     """
-    report = format_report(problems, max_per_kind=_MAX_PER_KIND)
-    told = f"{_count(problems)}. Whole report: {path}\n{report}"
+    if comm.is_main_process():
+        if problems:
+            write_text(path, format_report(problems) + "\n", durable=False)
+        else:
+            path.unlink(missing_ok=True)
+    report = format_report(problems, max_per_kind=10)
+    message = f"{_count(problems)}. Whole report: {path}\n{report}"
     if has_errors(problems):
-        raise DataError(f"The data cannot be used: {told}")
+        raise DataError(f"The data cannot be used: {message}")
     if problems:
-        logger.warning("Data: %s", told)
+        logger.warning("Data: %s", message)
 
 
 def _count(problems: Sequence[Problem]) -> str:
-    num_errors = sum(problem.severity == "error" for problem in problems)
-    num_warnings = len(problems) - num_errors
-    return (
-        f"{num_errors} error{'s' * (num_errors != 1)}, "
-        f"{num_warnings} warning{'s' * (num_warnings != 1)}"
-    )
+    errors = sum(problem.severity == "error" for problem in problems)
+    warnings = len(problems) - errors
+    return f"{errors} error{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}"

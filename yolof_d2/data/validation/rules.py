@@ -1,8 +1,8 @@
-"""Rules for a COCO json: all problems are found before training, and told together.
+"""Rules for a COCO json. All problems are found before training and reported together.
 
-An **error** stops the run: it would crash later, or give numbers that mean nothing. A **warning**
-is told and the run goes on: Detectron2 copes, usually by leaving something out. Rules marked
-"train" or "test" apply only to data used for that.
+An **error** stops the run, which would crash later or give meaningless numbers. After a **warning**
+it goes on: Detectron2 copes, usually by leaving something out. Rules marked "train" or "test" apply
+only to data used for that.
 
 ======================  ========  ============================================================
 kind                    severity  rule, and what would happen otherwise
@@ -83,7 +83,7 @@ _WARNINGS = {
 
 @dataclass
 class CocoCheck:
-    """The check of one json and its images; :meth:`run` fills ``problems`` and the counts.
+    """Check of one json and its images; :meth:`run` fills ``problems`` and the counts.
 
     Attributes:
         json_file: path of the annotation file.
@@ -104,7 +104,7 @@ class CocoCheck:
     num_empty_images: int = 0
 
     def run(self) -> CocoCheck:
-        """Check everything; nothing is raised for bad data."""
+        """Check everything, and return self; bad data raises nothing."""
         try:
             document = read_coco_json(self.json_file)
         except DataError as error:
@@ -125,7 +125,7 @@ class CocoCheck:
 
     @property
     def counts(self) -> str:
-        """What there is of each, in words."""
+        """Numbers of images, annotations and categories, as a sentence."""
         images = f"{len(self.images or ())} images, {self.num_empty_images} of them without"
         categories = f"{len(self.categories or ())} categories"
         return f"{images} annotations; {self.num_annotations} annotations, {categories}"
@@ -137,7 +137,7 @@ class CocoCheck:
         image: str | int | None = None,
         annotation_id: int | str | None = None,
     ) -> None:
-        """Note a problem; the arguments are those of :class:`Problem`."""
+        """Add a problem; the arguments are those of :class:`Problem`."""
         severity: Literal["error", "warning"] = "warning" if kind in _WARNINGS else "error"
         self.problems.append(Problem(severity, kind, self.json_file, image, annotation_id, message))
 
@@ -157,7 +157,7 @@ class CocoCheck:
         return None
 
     def _objects(self, key: str, entries: list[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield the place of each entry, for messages, and the entry; others are told."""
+        """Yield place, for messages, and value of each entry; report what is no object."""
         for index, entry in enumerate(entries):
             if isinstance(entry, dict):
                 yield f"{key}[{index}]", entry
@@ -188,15 +188,14 @@ class CocoCheck:
         for place, entry in self._objects("images", entries):
             identifier: Any = entry.get("id")
             name = entry["file_name"] if isinstance(entry.get("file_name"), str) else ""
-            shown = entry.get("file_name") if name else identifier
-            shown = shown if isinstance(shown, (int, str)) else None
+            shown = name or (identifier if isinstance(identifier, (int, str)) else None)
             faults = _find_faults(entry, _IMAGE_KEYS)
             if faults:
                 self.add("entry", f"{place}: {faults}", shown)
             if not _is_id(identifier):
                 continue
             if identifier in known:
-                message = f"image id {identifier!r} is also that of {known[identifier].name!r}"
+                message = f"image id {identifier!r} also belongs to {known[identifier].name!r}"
                 self.add("duplicate_image", message, shown)
             elif name:
                 # Only of different ids: a repeated id is already reported above.
@@ -204,8 +203,8 @@ class CocoCheck:
                 if first != identifier:
                     both = f"image ids {first!r} and {identifier!r}"
                     self.add("duplicate_file", f"{both} share this file", name)
-            # With faults the image is still known, so that its annotations are not reported as
-            # strays; NaN makes every comparison with its borders false.
+            # An image with faults counts as listed, so that its annotations are not reported too;
+            # NaN makes every comparison with its borders false.
             width, height = (math.nan,) * 2 if faults else (entry["width"], entry["height"])
             known[identifier] = ImageEntry(name, width, height)
         return known
@@ -244,14 +243,13 @@ class CocoCheck:
 
     def _check_id(self, identifier: int, seen: set[int], where: dict[str, Any]) -> None:
         if identifier in seen:
-            message = f"annotation id {identifier} is used before; give every object its own"
+            message = f"annotation id {identifier} is used twice; give every object its own"
             self.add("duplicate_annotation", message, **where)
         seen.add(identifier)
         if identifier == 0 and self.evaluation:
             self.add(
                 "annotation_id_zero",
-                "annotation id 0: pycocotools takes a match with it for no match; "
-                "start the ids at 1",
+                "annotation id 0: pycocotools counts a match with it as none; start the ids at 1",
                 **where,
             )
 
@@ -265,7 +263,7 @@ class CocoCheck:
             self.add("unknown_category", message, **where)
 
     def _check_flags(self, entry: dict[str, Any], where: dict[str, Any]) -> bool:
-        """Check iscrowd, ignore and area; return whether it is a crowd."""
+        """Check iscrowd, ignore and area; return whether the object is a crowd."""
         remedies = {"area": '"area" = width * height of the bbox', "iscrowd": '"iscrowd": 0'}
         missing = [key for key in remedies if key not in entry]
         if missing and self.evaluation:
@@ -286,7 +284,7 @@ class CocoCheck:
             self.add(
                 "ignore_flag",
                 f'"ignore" is {entry["ignore"]!r:.40}, which Detectron2 refuses; use "iscrowd": 1 '
-                "for objects that shall not count",
+                "for objects that should not count",
                 **where,
             )
         return bool(iscrowd)
@@ -351,18 +349,14 @@ def _is_side(value: Any) -> bool:
     return _is_number(value) and value >= 1 and int(value) == value
 
 
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and value != ""
-
-
 def _is_polygon(value: Any) -> bool:
     return isinstance(value, list) and len(value) >= 6 and len(value) % 2 == 0
 
 
-_Keys = Mapping[str, tuple[Callable[[Any], bool], str]]  # key -> whether it is right, what is
+_Keys = Mapping[str, tuple[Callable[[Any], bool], str]]  # key -> test of a value, what it expects
 _IMAGE_KEYS: _Keys = {
     "id": (_is_id, "an integer or a string"),
-    "file_name": (_is_name, "a string"),
+    "file_name": (lambda value: isinstance(value, str) and value != "", "a string"),
     "width": (_is_side, "a whole number of pixels >= 1"),
     "height": (_is_side, "a whole number of pixels >= 1"),
 }
@@ -375,7 +369,7 @@ _ANNOTATION_KEYS: _Keys = {
 
 
 def _find_faults(entry: dict[str, Any], keys: _Keys) -> str:
-    """Say which keys of an entry are missing or have a value of the wrong type."""
+    """Describe the keys of an entry that are missing or have a value of the wrong type."""
     faults = []
     for key, (is_right, expected) in keys.items():
         if key not in entry and not expected:

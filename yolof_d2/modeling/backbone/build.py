@@ -1,6 +1,6 @@
 """Check the config of a backbone, and build it.
 
-Detectron2 answers a wrong name or value with a bare ``KeyError`` or ``AssertionError``.
+Detectron2 raises a bare ``KeyError`` or ``AssertionError`` for a wrong name or value.
 """
 
 from __future__ import annotations

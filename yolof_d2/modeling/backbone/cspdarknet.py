@@ -21,7 +21,7 @@ _FEATURES = ("stem", "res1", "res2", "res3", "res4", "res5")
 
 def _norm(name: str, num_channels: int) -> nn.Module:
     layer = build_norm(name, num_channels)
-    # What the public weights were trained with: PyTorch's defaults would give other features.
+    # The options of the public weights' training: PyTorch's defaults give other features.
     for option, value in (("eps", 1e-4), ("momentum", 0.03)):
         if hasattr(layer, option):
             setattr(layer, option, value)
@@ -46,7 +46,7 @@ def _transition(in_channels: int, out_channels: int, norm: str) -> nn.Sequential
 class DarkBlock(nn.Module):
     """Residual block of a 1x1 and a 3x3 convolution; nothing after the sum.
 
-    The public weights have the 1x1 transition in front of a stage's blocks inside the first one, as
+    In the public weights, the 1x1 transition before a stage's blocks is part of the first one, as
     ``downsample``.
     """
 
@@ -68,10 +68,10 @@ class DarkBlock(nn.Module):
 
 
 class CSPStage(nn.Module):
-    """Cross-stage partial stage: two branches, of which one has the residual blocks.
+    """Cross-stage partial stage of two branches, one with the residual blocks.
 
-    Each branch begins with a 1x1 transition of its own to ``width`` channels: half of the output's,
-    but in the first stage all of them, and the blocks are bottlenecks there.
+    Each branch begins with a 1x1 transition to ``width`` channels: half of the output's, or all of
+    them in the first stage, whose blocks are bottlenecks.
     """
 
     def __init__(
@@ -84,12 +84,9 @@ class CSPStage(nn.Module):
         )
         self.partial_transition1 = _transition(out_channels, width, norm)
         entry = _transition(out_channels, width, norm)
-        self.stage_layers = nn.Sequential(
-            *(
-                DarkBlock(width, half, dilation, norm, downsample=nn.Identity() if index else entry)
-                for index in range(num_blocks)
-            )
-        )
+        downsamples = [entry, *(nn.Identity() for _ in range(num_blocks - 1))]
+        blocks = [DarkBlock(width, half, dilation, norm, each) for each in downsamples]
+        self.stage_layers = nn.Sequential(*blocks)
         self.partial_transition2 = _transition(width, width, norm)
         self.fuse_transition = _transition(2 * width, out_channels, norm)
 
@@ -103,8 +100,8 @@ class CSPDarkNet(Backbone):
     """CSPDarkNet-53 (Bochkovskiy et al., YOLOv4, 2020; Wang et al., CSPNet, 2020).
 
     Its features are ``stem``, of stride 1, and ``res1`` to ``res5``, of strides 2 to 32, each twice
-    as wide as the one before. Images may be of any size: L pixels become ceil(L / stride) cells.
-    Names and shapes of the weights are those of the public YOLOF checkpoints.
+    as wide as the last. Images may be of any size: L pixels become ceil(L / stride) cells. Weights
+    have the names and shapes of the public YOLOF checkpoints.
     """
 
     @configurable
@@ -124,13 +121,12 @@ class CSPDarkNet(Backbone):
             stem_channels: width of the stem.
             out_features: names of the features to return; stages after the last are not built.
             norm: Detectron2's name of the norm.
-            res5_dilation: 1; or 2 to dilate the 3x3 convolutions of res5, whose stride stays 16.
-            freeze_at: how many parts to freeze: 1 the stem, 2 also res1, and so on. Their batch
-                norms become :class:`FrozenBatchNorm2d`.
+            res5_dilation: 1; or 2 to dilate the 3x3 convolutions of res5, whose stride is then 16.
+            freeze_at: parts to freeze: 1 the stem, 2 also res1, and so on. Their batch norms become
+                :class:`FrozenBatchNorm2d`.
 
         Raises:
-            ConfigError: no or an unknown feature, another dilation, no channels, or a norm that is
-                unknown or cannot take the channels.
+            ConfigError: a value out of its range, or a norm that cannot take the channels.
         """
         super().__init__()
         check_at_least(1, "MODEL.CSPDARKNET", STEM_OUT_CHANNELS=stem_channels)

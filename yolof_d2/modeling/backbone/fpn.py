@@ -1,10 +1,10 @@
-"""FPN as SiSo and FCOS have it, and what SiMo and MiSo share with it.
+"""FPN for SiSo and for FCOS, and the layers that it shares with SiMo and MiSo.
 
-Figure 1 of the YOLOF paper compares four encoders by the levels that go in and come out. Multiple
-in, multiple out (MiMo) is FPN, Detectron2's ``build_retinanet_resnet_fpn_backbone``; SiMo and MiSo
-have a file each. The figure gives the levels, not the layers: these are our reading of it, with the
-layers of FPN wherever it has one for the purpose. All four pad images alike and come under the same
-head. C3, C4, C5 are the ResNet's res3, res4, res5, of strides 8, 16, 32.
+Figure 1 of the YOLOF paper compares four encoders by their input and output levels. Multiple in,
+multiple out (MiMo) is FPN, Detectron2's ``build_retinanet_resnet_fpn_backbone``; SiMo and MiSo have
+a file each. The figure gives the levels, not the layers: ours are those of FPN wherever it has one
+for the purpose. All four pad images alike and have the same head. C3, C4, C5 are the ResNet's res3,
+res4, res5, of strides 8, 16, 32.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 def fpn_conv(
     in_channels: int, out_channels: int, kernel_size: int, norm: str, stride: int = 1
 ) -> Conv2d:
-    """Make a convolution as FPN does: no bias before a norm, no activation."""
+    """Build a convolution of FPN: no bias before a norm, no activation."""
     conv = Conv2d(
         in_channels,
         out_channels,
@@ -54,7 +54,7 @@ def build_bottom_up(cfg: CfgNode, input_shape: ShapeSpec, in_features: Sequence[
     expected = {name: _STRIDES.get(name) for name in in_features}
     if any(strides.get(name) != stride for name, stride in expected.items()):
         raise ConfigError(
-            f"{cfg.MODEL.BACKBONE.NAME} takes in features of strides {expected}, but the ResNet "
+            f"{cfg.MODEL.BACKBONE.NAME} reads features of strides {expected}, but the ResNet "
             f"gives {strides}; see MODEL.RESNETS.OUT_FEATURES and MODEL.RESNETS.RES5_DILATION"
         )
     return bottom_up
@@ -62,7 +62,7 @@ def build_bottom_up(cfg: CfgNode, input_shape: ShapeSpec, in_features: Sequence[
 
 @BACKBONE_REGISTRY.register()
 def build_retinanet_resnet_siso_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
-    """Build SiSo on a ResNet: p5 from C5 alone, an FPN of this one level.
+    """Build SiSo on a ResNet: an FPN of one level, p5 from C5.
 
     Raises:
         ConfigError: the ResNet does not give res5 of stride 32.
@@ -73,7 +73,7 @@ def build_retinanet_resnet_siso_backbone(cfg: CfgNode, input_shape: ShapeSpec) -
 
 @BACKBONE_REGISTRY.register()
 def build_fcos_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
-    """Build FPN on a ResNet as FCOS has it: p6 and p7 come from p5, where RetinaNet takes C5.
+    """Build FCOS's FPN on a ResNet: p6 and p7 come from p5, where RetinaNet takes C5.
 
     Raises:
         ConfigError: res5 is not among ``MODEL.FPN.IN_FEATURES``, or the ResNet does not give them
@@ -83,7 +83,7 @@ def build_fcos_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Back
     if "res5" not in in_features:
         raise ConfigError(
             f"MODEL.FPN.IN_FEATURES is {list(in_features)}, expected res5 among them: "
-            "FCOS makes p6 and p7 from p5"
+            "FCOS builds p6 and p7 on p5"
         )
     out_channels = cfg.MODEL.FPN.OUT_CHANNELS
     return FPN(

@@ -11,10 +11,10 @@ from .fpn import build_bottom_up, fpn_conv
 
 
 class MultipleInSingleOut(Backbone):
-    """C3, C4 and C5 fused into p5.
+    """Fuses C3, C4 and C5 into p5.
 
-    FPN turned round: from C3 on, the sum so far is halved by a 3x3 convolution of stride 2 and
-    added to the 1x1 projection of the next level; a 3x3 convolution of the last sum gives p5.
+    FPN reversed: from C3 on, a 3x3 convolution of stride 2 halves the sum so far, which is added to
+    the 1x1 projection of the next level; a 3x3 convolution of the last sum gives p5.
     """
 
     def __init__(self, bottom_up: Backbone, *, out_channels: int, norm: str = ""):
@@ -45,7 +45,7 @@ class MultipleInSingleOut(Backbone):
         return 32
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Give p5, float (N, ``out_channels``, h / 32, w / 32), of float (N, 3, h, w)."""
+        """Map float (N, 3, h, w) to p5, float (N, ``out_channels``, h / 32, w / 32)."""
         features = self.bottom_up(images)
         fused = self.fpn_lateral3(features["res3"])
         fused = self.fpn_lateral4(features["res4"]) + self.downsample3(fused)

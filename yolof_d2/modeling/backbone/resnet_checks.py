@@ -1,4 +1,4 @@
-"""Say in the words of the config what Detectron2's ResNet builder only asserts."""
+"""Checks of ``MODEL.RESNETS``, with the config keys in the message; Detectron2 only asserts."""
 
 from __future__ import annotations
 

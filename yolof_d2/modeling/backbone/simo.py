@@ -13,11 +13,11 @@ from .fpn import build_bottom_up, fpn_conv
 
 
 class SingleInMultipleOut(Backbone):
-    """FPN's five levels from C5 alone.
+    """Computes FPN's five levels from C5 alone.
 
-    p5 is FPN's: a 1x1 projection of C5, then a 3x3 convolution. p4 and p3 are FPN's with the
-    lateral connections taken out: the projection, enlarged 2 and 4 times by nearest neighbours,
-    then a 3x3 convolution of their own. p6 and p7 are RetinaNet's.
+    p5 is FPN's: a 1x1 projection of C5, then a 3x3 convolution. p4 and p3 are FPN's without the
+    lateral connections: the projection, enlarged 2 and 4 times by nearest neighbours, then a 3x3
+    convolution each. p6 and p7 are RetinaNet's.
     """
 
     def __init__(self, bottom_up: Backbone, *, out_channels: int, norm: str = ""):
@@ -47,7 +47,7 @@ class SingleInMultipleOut(Backbone):
         return 32
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Give p3 to p7, float (N, ``out_channels``, h / stride, w / stride), of (N, 3, h, w)."""
+        """Map (N, 3, h, w) to p3 to p7, float (N, ``out_channels``, h / stride, w / stride)."""
         c5 = self.bottom_up(images)["res5"]
         projected = self.fpn_lateral5(c5)
         p6, p7 = self.top_block(c5)

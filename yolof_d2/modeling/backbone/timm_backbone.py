@@ -1,4 +1,4 @@
-"""The models of the timm package (PyTorch Image Models) as backbones, by their feature strides."""
+"""Models of the timm package (PyTorch Image Models) as backbones."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from yolof_d2.errors import ConfigError
 class TimmBackbone(Backbone):
     """A model of timm, its features named ``res<n>`` by their strides of 2^n pixels.
 
-    Of several features of one stride the last counts, the deepest. Layers after the last feature
-    asked for are not built. Height and width of the images must be divisible by the largest stride
-    asked for, to which Detectron2's models pad them.
+    Of several features of one stride the deepest counts. Layers after the last of ``out_features``
+    are not built. The sides of the images must be divisible by the largest stride of
+    ``out_features``, to which Detectron2's models pad them.
     """
 
     @configurable
@@ -39,13 +39,12 @@ class TimmBackbone(Backbone):
             name: as in ``timm.list_models()``, or with the tag of its weights.
             in_channels: of the images.
             pretrained: download timm's weights. Images must then have the mean, deviation and
-                channel order that these weights were trained with.
+                channel order of their training.
             out_features: names of the features to return.
-            norm: ``BN`` leaves the model its own norms, of whatever kind; ``FrozenBN`` freezes
-                those that are batch norms.
-            freeze_at: 0, or n to freeze the model from its input to the layer that gives
-                ``res<n>``, with the batch norms there. In ResNets 1 is the stem, 2 also the first
-                stage, as in Detectron2.
+            norm: ``BN`` keeps the model's own norms, of whatever kind; ``FrozenBN`` freezes those
+                that are batch norms.
+            freeze_at: 0, or n to freeze the model, batch norms included, up to the layer that gives
+                ``res<n>``. In ResNets 1 is the stem, 2 also the first stage, as in Detectron2.
 
         Raises:
             ConfigError: timm is missing, has no such model or cannot build it; the model lacks one
@@ -117,10 +116,9 @@ def _import_timm() -> Any:
 
 
 def _create(name: str, **options: Any) -> Any:
-    """Build timm's feature extractor for ``name``: it gives a list of (N, C, H, W).
+    """Build timm's feature extractor for ``name``, up to the last feature.
 
-    It does not build what comes after the last feature, and turns what is (N, H, W, C) within, as
-    in Swin.
+    It returns a list of (N, C, H, W), for models that compute (N, H, W, C), such as Swin, too.
     """
     timm = _import_timm()
     if not timm.is_model(name):
@@ -134,7 +132,7 @@ def _create(name: str, **options: Any) -> Any:
         if weights is not None and weights.fixed_input_size:
             options["dynamic_img_size"] = True
         return timm.create_model(name, features_only=True, feature_cls="getter", **options)
-    except TypeError as error:  # it lacks one of the options
+    except TypeError as error:  # the model lacks one of the options
         raise ConfigError(
             f"MODEL.TIMM.NAME {name!r} cannot be used: it takes images of one size only, or gives "
             f"no features ({error})"
@@ -144,10 +142,10 @@ def _create(name: str, **options: Any) -> Any:
 
 
 def _find_features(name: str) -> dict[str, tuple[int, str]]:
-    """Index and module name of each feature of a model, by our name for it.
+    """Return index and module name of each feature of a model, by our name for it.
 
-    Left out are strides that are no power of two, and maps with fewer cells than their stride says,
-    as of convolutions without padding: anchors would not stand where the cells look.
+    Left out are strides that are no power of two, and maps with fewer cells than their stride
+    implies, as of convolutions without padding: anchors would not lie where the cells look.
     """
     with torch.device("meta"):
         probe = _create(name).eval()
@@ -163,10 +161,10 @@ def _find_features(name: str) -> dict[str, tuple[int, str]]:
 
 
 def _freeze_until(model: nn.Module, last: str) -> None:
-    """Freeze the modules of ``model`` up to ``last``, in the order in which timm registers them.
+    """Freeze the modules of ``model`` up to ``last``, in timm's order, which is that of their use.
 
-    That is the order of their use. Modules that hold ``last`` stay as they are, but for their own
-    parameters, such as the embedding of positions.
+    Of modules that contain ``last``, only their own parameters are frozen, such as the embedding of
+    positions.
     """
     names = [name for name, _ in model.named_modules()]
     names = names[: names.index(last) + 1]

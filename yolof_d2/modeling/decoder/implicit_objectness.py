@@ -1,4 +1,4 @@
-"""YOLOF's decoder: two towers, and an objectness without a label of its own (section 4.3)."""
+"""YOLOF's decoder: two towers, and an objectness trained without labels (section 4.3)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .plain import PlainDecoder, anchors_last
 
 
 def fold_objectness(class_logits: Tensor, object_logits: Tensor) -> Tensor:
-    """Logit of ``sigmoid(class_logits) * sigmoid(object_logits)``, exact for any finite input.
+    """Return logit(sigmoid(class_logits) * sigmoid(object_logits)), exact for any finite input.
 
     With c and o the two logits, logit(sigmoid(c) * sigmoid(o)) = -log(e^-c + e^-o + e^(-c-o)), a
     log-sum-exp taken in float32: nothing overflows or cancels. The usual form c + o - log(1 + e^c +

@@ -17,7 +17,7 @@ from .build import DECODER_REGISTRY, Decoder
 
 @DECODER_REGISTRY.register()
 class PlainDecoder(Decoder):
-    """A classification tower and a regression tower, with the first convolutions shared if wanted.
+    """A classification tower and a regression tower, which may share their first convolutions.
 
     YOLOF's decoder without objectness, and the baseline for it.
     """
@@ -104,7 +104,7 @@ class PlainDecoder(Decoder):
         return logits.float(), deltas.float()
 
     def run_towers(self, feature: Tensor) -> tuple[Tensor, Tensor]:
-        """What classes and what boxes are predicted from, each float (N, C, H, W)."""
+        """Return the features for classes and for boxes, each float (N, C, H, W)."""
         shared = self.shared_subnet(feature)
         return self.cls_subnet(shared), self.bbox_subnet(shared)
 

@@ -1,4 +1,4 @@
-"""Atrous spatial pyramid pooling as an encoder: scales side by side instead of in a chain."""
+"""Atrous spatial pyramid pooling as an encoder: dilations in parallel instead of in a chain."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class ASPPEncoder(Encoder):
             input_shape.channels,
             num_channels,
             list(dilations),
-            # "" itself, and no builder of an identity, tells ASPP to give its convolutions a bias.
+            # ASPP gives its convolutions a bias only if this is "".
             norm=functools.partial(build_norm, norm) if norm else "",
             activation=build_activation(activation),
         )

@@ -1,4 +1,4 @@
-"""The projector alone: one map in, one out, and nothing that covers object scales."""
+"""The projector alone, without layers that cover object scales."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from .build import ENCODER_REGISTRY, Encoder
 class ProjectorEncoder(Encoder):
     """A 1x1 and a 3x3 convolution, each with a norm and no activation.
 
-    The single-in-single-out (SiSo) baseline of the paper's section 3, and what the Dilated Encoder
-    has before its residual blocks.
+    The single-in-single-out (SiSo) baseline of the paper's section 3, and the part of the Dilated
+    Encoder before its residual blocks.
     """
 
     _node = "PROJECTOR"  # under MODEL.YOLOF.ENCODER

@@ -1,4 +1,4 @@
-"""A transformer as encoder: every cell looks at every other (Carion et al., ECCV 2020)."""
+"""A transformer encoder: self-attention over all cells (Carion et al., ECCV 2020)."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from .build import ENCODER_REGISTRY, Encoder
 
 
 def sine_positions(feature: Tensor, num_channels: int, temperature: float = 10000.0) -> Tensor:
-    """Fixed encoding of each cell's place in the map (supplementary material, section A.4).
+    """Return a fixed encoding of each cell's position (supplementary material, section A.4).
 
-    Half of the channels tell the row, half the column. Of either, with C channels in all, one
-    quarter is the sine and one the cosine of t * temperature^(-4j / C), j = 0 ... C/4 - 1, where t
-    grows evenly to 2 pi in the last row or column, whatever the size of the map.
+    Half of the channels encode the row, half the column: of all C channels one quarter each is the
+    sine and the cosine of t * temperature^(-4j / C), j = 0 ... C/4 - 1, where t grows evenly to
+    2 pi in the last row or column, whatever the size of the map.
 
     Args:
-        feature: (..., H, W), for size and device alone.
+        feature: (..., H, W), for its size and device.
         num_channels: C, divisible by 4.
         temperature: ratio of the longest to the shortest wave, if j went on to C/4.
 

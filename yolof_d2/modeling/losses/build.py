@@ -13,7 +13,7 @@ from yolof_d2.modeling.registry import get_part
 
 LOSS_REGISTRY = Registry("YOLOF_LOSS")
 LOSS_REGISTRY.__doc__ = """
-Losses: compare predictions with what the matcher decided. Called as ``obj(cfg)``; must return a
+Losses: compare predictions with the targets of the matcher. Called as ``obj(cfg)``; must return a
 :class:`DetectionLoss`.
 """
 

@@ -126,7 +126,7 @@ class FocalBoxLoss(DetectionLoss):
 
 
 def _mean_over_ranks(value: Tensor) -> Tensor:
-    """Mean of a scalar over all ranks; a collective: every rank must call it every iteration."""
+    """Return the mean of a scalar over all ranks; every rank must call it every iteration."""
     if comm.get_world_size() > 1:
         torch.distributed.all_reduce(value)
     return value / comm.get_world_size()

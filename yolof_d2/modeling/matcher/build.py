@@ -1,8 +1,8 @@
-"""The matcher slot: what goes in, what comes out, contract, registry and builder.
+"""The matcher slot: inputs, outputs, contract, registry and builder.
 
 Shapes: N images, R anchors of one image, M = the most ground-truth boxes of any image of the batch
-(at least 1), P = pairs per image, K classes. Everything has a fixed shape, with masks for what is
-padding: no step has to wait for the device to learn how many there are.
+(at least 1), P = pairs per image, K classes. All shapes are fixed, with masks for padding: no step
+has to wait for the device to learn a count.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class GroundTruth:
 
 @dataclass(frozen=True)
 class MatchResult:
-    """What each anchor is trained towards.
+    """Labels of the anchors, and pairs of anchors and ground truths.
 
     Attributes:
         labels: int64 (N, R): class of a positive anchor, K for background, -1 for ignored.

@@ -1,4 +1,4 @@
-"""Geometry, and turning a decision into a match, for several matchers."""
+"""Geometry and the construction of a match, shared by several matchers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .build import IGNORED, GroundTruth, MatchResult
 
 
 def contains(boxes: Tensor, points: Tensor) -> Tensor:
-    """Tell which points lie inside a box; one on its edge does not.
+    """Return which points lie inside a box, not on its edge.
 
     Args:
         boxes: float (..., 4) XYXY pixels.
@@ -28,7 +28,7 @@ def contains(boxes: Tensor, points: Tensor) -> Tensor:
 
 
 def pairwise_iou(boxes: Tensor, ground_truth: GroundTruth) -> Tensor:
-    """IoU of every box with every ground truth of the same image.
+    """Return the IoU of every box with every ground truth of the same image.
 
     Args:
         boxes: float32 XYXY pixels, (N, R, 4), or (R, 4) for the same boxes in every image.
@@ -48,7 +48,7 @@ def match_each_anchor(
     num_classes: int,
     ignored: Tensor | None = None,
 ) -> MatchResult:
-    """Make the match in which an anchor has one ground truth or none: P = R pairs, in order.
+    """Build a match that gives each anchor at most one ground truth: P = R pairs, in order.
 
     Args:
         gt_idx: int64 (N, R), any valid index where an anchor is not positive.

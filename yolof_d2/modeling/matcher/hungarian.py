@@ -111,7 +111,7 @@ class HungarianMatcher(Matcher):
     def _cost(
         self, logits: Tensor, boxes: Tensor, gt_boxes: Tensor, gt_classes: Tensor, extent: Tensor
     ) -> Tensor:
-        """Cost of each pair of one image.
+        """Return the cost of each pair of one image.
 
         Args:
             logits: float32 (R, K).

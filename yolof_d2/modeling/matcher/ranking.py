@@ -1,4 +1,4 @@
-"""Base of the matchers that take the first few anchors of a ranking, and ignore what is unclear."""
+"""Base of the matchers that take the first anchors of a ranking and ignore unclear ones."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class RankingMatcher(Matcher):
     ):
         """
         Args:
-            node: where the settings stand, below ``MODEL.YOLOF.MATCHER``; for messages.
+            node: name of the config node under ``MODEL.YOLOF.MATCHER``, for messages.
             num_classes: K, the label of background.
             topk: anchors per ranking and ground truth; all, when there are fewer.
             pos_ignore_iou, neg_ignore_iou: in [0, 1].
@@ -115,7 +115,7 @@ def check_topk(cfg: CfgNode, input_shape: ShapeSpec, num_anchors: int, node: str
         cfg: the whole config.
         input_shape: of the map that the anchors stand on.
         num_anchors: per cell.
-        node: where ``TOPK`` stands, below ``MODEL.YOLOF.MATCHER``.
+        node: name of the config node with ``TOPK``, under ``MODEL.YOLOF.MATCHER``.
 
     Raises:
         ConfigError: the smallest image has fewer.

@@ -114,8 +114,9 @@ class SimOTAMatcher(Matcher):
         return match_highest_score(scores, ground_truth, self.num_classes)
 
     def _locate(self, anchors: Tensor, ground_truth: GroundTruth) -> tuple[Tensor, Tensor]:
-        """Tell which anchor centres lie in each box, and in the square at its centre: bool
-        (N, M, R) each.
+        """Return which anchors have their centre in each box, and which in its centre square.
+
+        Both are bool (N, M, R).
         """
         centers = xyxy_to_cxcywh(anchors)[:, :2]
         gt_centers = xyxy_to_cxcywh(ground_truth.boxes)[..., :2]
@@ -128,7 +129,9 @@ class SimOTAMatcher(Matcher):
 
 
 def _classification_cost(logits: Tensor, classes: Tensor) -> Tensor:
-    """Binary cross-entropy, summed over classes, if each anchor had each ground truth's class.
+    """Return the binary cross-entropy of each anchor for each ground truth's class.
+
+    It is summed over all classes.
 
     Args:
         logits: float32 (N, R, K).

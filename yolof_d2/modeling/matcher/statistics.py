@@ -1,4 +1,4 @@
-"""Numbers that describe a match: how many positives objects get, and how anchors are shared out."""
+"""Statistics of a match: positives per object, and shares of anchors."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ COUNTS = (
     "positive_anchors",
     "contested_anchors",
 )
-"""What the elements of a vector of counts are; those of several batches may be added up."""
+"""Names of the elements of a vector of counts; vectors of several batches may be added up."""
 
 
 def match_statistics(
     match: MatchResult, ground_truth: GroundTruth, num_classes: int
 ) -> dict[str, Tensor]:
-    """Describe the match of a batch, without waiting for the device.
+    """Return statistics of the match of a batch, without waiting for the device.
 
-    A positive is an (anchor, ground truth) pair that counts in the box loss. One that a matcher
-    names twice is one positive here: what is counted is how many anchors an object has.
+    A positive is an (anchor, ground truth) pair that counts in the box loss. A pair that a matcher
+    names twice is one positive: the statistics count the anchors of an object.
 
     Args:
         match: of the whole batch.
-        ground_truth: what was matched; padding does not count.
+        ground_truth: boxes that were matched; padding does not count.
         num_classes: K, the label of background.
 
     Returns:
@@ -57,11 +57,7 @@ def match_statistics(
 
 @torch.no_grad()
 def count_matches(match: MatchResult, ground_truth: GroundTruth, num_classes: int) -> Tensor:
-    """Count what :func:`match_statistics` is made of.
-
-    Returns:
-        int64 (12,), in the order of :data:`COUNTS`.
-    """
+    """Return the counts behind :func:`match_statistics`: int64 (12,), as :data:`COUNTS`."""
     is_pair = _distinct_pairs(match, num_gt=ground_truth.valid.shape[1])
     area = box_area(ground_truth.boxes)
     positive = (match.labels != IGNORED) & (match.labels != num_classes)
@@ -82,12 +78,12 @@ def count_matches(match: MatchResult, ground_truth: GroundTruth, num_classes: in
 def count_labelled_anchors(
     labels: Tensor, matched_boxes: Tensor, ground_truth: GroundTruth, num_classes: int
 ) -> Tensor:
-    """The same of a model that gives each anchor at most one ground truth, as RetinaNet does.
+    """Count the matches of a model with at most one ground truth per anchor, such as RetinaNet.
 
     Args:
         labels: int64 (N, R), as those of a :class:`MatchResult`.
         matched_boxes: (N, R, 4) XYXY, the ground truth of each positive anchor.
-        ground_truth: what was matched.
+        ground_truth: boxes that were matched.
         num_classes: K.
 
     Returns:
@@ -105,7 +101,7 @@ def count_labelled_anchors(
 
 
 def statistics_from_counts(counts: Tensor) -> dict[str, Tensor]:
-    """Divide counts, (12,) in the order of :data:`COUNTS`; see :func:`match_statistics`."""
+    """Return :func:`match_statistics` of counts, (12,) in the order of :data:`COUNTS`."""
     count = dict(zip(COUNTS, counts, strict=True))
     anchors = count["anchors"]
     return {
@@ -118,7 +114,7 @@ def statistics_from_counts(counts: Tensor) -> dict[str, Tensor]:
 
 
 def _by_size(mask: Tensor, area: Tensor) -> list[Tensor]:
-    """``mask`` for all sizes, and for each of :data:`SIZES`."""
+    """Return ``mask`` for all sizes, and for each of :data:`SIZES`."""
     return [mask, *(mask & (lower <= area) & (area < upper) for lower, upper in SIZES.values())]
 
 
@@ -128,7 +124,7 @@ def _count_anchors(labels: Tensor, positive: Tensor) -> tuple[Tensor, Tensor, Te
 
 
 def _distinct_pairs(match: MatchResult, num_gt: int) -> Tensor:
-    """bool (N, M, R): whether the match has a pair of that ground truth and anchor that counts."""
+    """Return bool (N, M, R): whether ground truth and anchor are a pair that counts."""
     num_images, num_anchors = match.labels.shape
     # One slot more than there are pairs takes what does not count: every write is True, and their
     # order does not matter.

@@ -92,9 +92,7 @@ class UniformMatcher(RankingMatcher):
         return torch.stack(nearest, dim=2), ground_truth.valid[:, None, None]
 
     def _nearest(self, gt_boxes: Tensor, boxes: Tensor) -> Tensor:
-        """Indices of the ``topk`` of ``boxes`` (N, R, 4) nearest to each of ``gt_boxes`` (N, M, 4):
-        (N, k, M).
-        """
+        """Return indices (N, k, M) of the ``boxes`` (N, R, 4) nearest to ``gt_boxes`` (N, M, 4)."""
         cost = torch.cdist(
             xyxy_to_cxcywh(gt_boxes), xyxy_to_cxcywh(boxes), p=1
         )  # (N, M, R): never across images

@@ -1,4 +1,4 @@
-"""Build a detector, its backbone's config checked first."""
+"""Check the backbone's config, and build a detector."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from yolof_d2.modeling.backbone import check_backbone
 def build_model(cfg: CfgNode) -> nn.Module:
     """Build the detector named by ``cfg.MODEL.META_ARCHITECTURE``, as Detectron2 does.
 
-    Detectron2's own detectors do not check their backbone; ours do, whoever builds them.
+    Detectron2's own detectors do not check their backbone; ours always do.
 
     Raises:
         ConfigError: the backbone, or another part of ours, cannot be built from its config.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY, Backbone
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.box_regression import Box2BoxTransformLinear
 from detectron2.modeling.meta_arch import fcos
-from torch import Tensor, nn
+from torch import Tensor
 
 from yolof_d2.errors import ConfigError
 from yolof_d2.modeling.backbone import build_backbone
@@ -23,7 +22,7 @@ class Float32Box2BoxTransformLinear(Box2BoxTransformLinear):
     """
 
     def apply_deltas(self, deltas: Tensor, boxes: Tensor) -> Tensor:
-        """Give float32 boxes (N, 4) of float ``deltas`` (N, 4) from points of ``boxes`` (N, 4)."""
+        """Decode float ``deltas`` (N, 4) from the points of ``boxes`` (N, 4) to float32 (N, 4)."""
         return super().apply_deltas(deltas.float(), boxes)
 
 
@@ -36,48 +35,15 @@ class FCOS(fcos.FCOS):
     """
 
     @configurable
-    def __init__(
-        self,
-        *,
-        backbone: Backbone,
-        head: nn.Module,
-        head_in_features: Sequence[str],
-        num_classes: int,
-        center_sampling_radius: float = 1.5,
-        focal_loss_alpha: float = 0.25,
-        focal_loss_gamma: float = 2.0,
-        test_score_thresh: float = 0.2,
-        test_topk_candidates: int = 1000,
-        test_nms_thresh: float = 0.6,
-        max_detections_per_image: int = 100,
-        pixel_mean: Sequence[float],
-        pixel_std: Sequence[float],
-        input_format: str = "BGR",
-    ):
+    def __init__(self, *, input_format: str = "BGR", **arguments: Any):
         """
         Args:
-            center_sampling_radius: in strides of a level; cells nearer to a box's centre may be
-                positive.
-            test_score_thresh: for the square root of class score times centerness.
             input_format: channel order of the images, for drawing only.
-            backbone, and all others: see Detectron2's ``FCOS``.
+            arguments: those of Detectron2's ``FCOS``, but for the box transform. The score
+                threshold is for the square root of class score times centerness.
         """
-        super().__init__(
-            backbone=backbone,
-            head=head,
-            head_in_features=head_in_features,
-            box2box_transform=Float32Box2BoxTransformLinear(normalize_by_size=True),
-            num_classes=num_classes,
-            center_sampling_radius=center_sampling_radius,
-            focal_loss_alpha=focal_loss_alpha,
-            focal_loss_gamma=focal_loss_gamma,
-            test_score_thresh=test_score_thresh,
-            test_topk_candidates=test_topk_candidates,
-            test_nms_thresh=test_nms_thresh,
-            max_detections_per_image=max_detections_per_image,
-            pixel_mean=pixel_mean,
-            pixel_std=pixel_std,
-        )
+        transform = Float32Box2BoxTransformLinear(normalize_by_size=True)
+        super().__init__(box2box_transform=transform, **arguments)
         self.input_format = input_format
 
     @classmethod

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.meta_arch.retinanet import RetinaNet, RetinaNetHead
 from torch import Tensor, nn
@@ -23,29 +22,12 @@ class ImplicitObjectnessRetinaNetHead(RetinaNetHead):
     """
 
     @configurable
-    def __init__(
-        self,
-        *,
-        input_shape: Sequence[ShapeSpec],
-        num_classes: int,
-        num_anchors: int,
-        conv_dims: Sequence[int],
-        norm: str = "",
-        prior_prob: float = 0.01,
-    ):
+    def __init__(self, *, num_anchors: int, conv_dims: Sequence[int], **arguments: Any):
+        """Build the head of ``RetinaNetHead``, whose arguments these are, and the objectness.
+
+        ``prior_prob`` is the score of each class before the objectness is folded in.
         """
-        Args:
-            input_shape, num_classes, num_anchors, conv_dims, norm: see ``RetinaNetHead``.
-            prior_prob: score of each class before training, before objectness is folded in.
-        """
-        super().__init__(
-            input_shape=input_shape,
-            num_classes=num_classes,
-            num_anchors=num_anchors,
-            conv_dims=conv_dims,
-            norm=norm,
-            prior_prob=prior_prob,
-        )
+        super().__init__(num_anchors=num_anchors, conv_dims=conv_dims, **arguments)
         self.num_anchors = num_anchors
         self.object_pred = nn.Conv2d(conv_dims[-1], num_anchors, kernel_size=3, padding=1)
         init_conv_normal(self.object_pred)

@@ -1,4 +1,4 @@
-"""The YOLOF meta-architecture, which wires the parts (Chen et al., CVPR 2021)."""
+"""The YOLOF meta-architecture, which connects the parts (Chen et al., CVPR 2021)."""
 
 from __future__ import annotations
 
@@ -229,7 +229,7 @@ def _check_anchors(cfg: CfgNode) -> None:
 
 
 def _check_center_clamp(cfg: CfgNode, shape: ShapeSpec) -> None:
-    """Refuse a clamp that puts boxes between two anchors out of reach."""
+    """Refuse a clamp with which boxes between two anchors cannot be reached."""
     clamp = cfg.MODEL.YOLOF.BOX_TRANSFORM.CENTER_CLAMP
     if clamp < shape.stride / 2:
         raise ConfigError(
