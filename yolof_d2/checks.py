@@ -18,15 +18,10 @@ def require(condition: bool, key: str, expected: str, got: object) -> None:
 
 
 def check_at_least(minimum: int, node: str, **values: int) -> None:
-    """Check whole numbers of one config node, such as ``NUM_CHANNELS=0``.
-
-    Args:
-        minimum: the smallest value allowed.
-        node: full name of the node, for the message.
-        values: the values by their key in that node.
+    """Refuse values below ``minimum`` of keys of one config node, such as ``NUM_CHANNELS=0``.
 
     Raises:
-        ConfigError: a value is below ``minimum``.
+        ConfigError: a value is too small.
     """
     for key, value in values.items():
         require(value >= minimum, f"{node}.{key}", f"be {minimum} or more", value)

@@ -71,15 +71,6 @@ def find_data_path(path: str, *, key: str) -> str:
     )
 
 
-def custom_dataset_name(json_file: str, image_folder: str) -> str:
-    """Name a data set by the json's stem and a hash of both paths as given in the config.
-
-    Absolute paths would give another name, and so another config, on each machine.
-    """
-    digest = hashlib.sha256(f"{json_file}\0{image_folder}".encode()).hexdigest()[:8]
-    return f"{Path(json_file).stem}_{digest}"
-
-
 def read_coco_json(json_file: str) -> dict[str, Any]:
     """Return the top-level object of a COCO json.
 
@@ -158,7 +149,9 @@ def _register(cfg: CfgNode, split: str) -> tuple[str, str] | None:
     json_file, image_folder = (
         find_data_path(path, key=f"DATASETS.{key}") for key, path in paths.items()
     )
-    name = custom_dataset_name(*paths.values())
+    # Named by the paths as given: absolute ones would give each machine another config.
+    digest = hashlib.sha256("\0".join(paths.values()).encode()).hexdigest()[:8]
+    name = f"{Path(json_file).stem}_{digest}"
     state = (_file_key(json_file), image_folder)
     if _registered.get(name) == state and name in DatasetCatalog:
         return name, json_file

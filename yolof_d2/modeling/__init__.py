@@ -1,6 +1,5 @@
 """The YOLOF meta-architecture and its pluggable parts. Importing this package registers them."""
 
-from .backbone import MultipleInSingleOut, SingleInMultipleOut
 from .decoder import DECODER_REGISTRY, Decoder, build_decoder
 from .encoder import ENCODER_REGISTRY, Encoder, build_encoder
 from .losses import LOSS_REGISTRY, DetectionLoss, build_loss
@@ -22,9 +21,7 @@ __all__ = [
     "GroundTruth",
     "MatchResult",
     "Matcher",
-    "MultipleInSingleOut",
     "RetinaNetPlus",
-    "SingleInMultipleOut",
     "build_decoder",
     "build_encoder",
     "build_loss",

@@ -263,11 +263,7 @@ def family_of(cfg: CfgNode) -> DetectorFamily:
 
 
 def family_of_model(model: nn.Module) -> DetectorFamily:
-    """Return the family of a built detector.
-
-    Raises:
-        ConfigError: its ``detector_family`` is no family.
-    """
+    """Return the family of a built detector; raise as :func:`family_of` does."""
     return _declared_by(type(model))
 
 

@@ -265,8 +265,8 @@ def test_each_key_arrives_from_the_config(cfg):
     [
         (
             {"bbox_reg_loss_type": "smooth_l1"},
-            "BBOX_REG_LOSS_TYPE is 'smooth_l1'; expected one of "
-            "'giou', 'iou', 'diou', 'ciou', 'l1'",
+            "BBOX_REG_LOSS_TYPE must be one of 'giou', 'iou', 'diou', 'ciou', 'l1', "
+            "got 'smooth_l1'",
         ),
         ({"cls_loss_weight": -1.0}, "CLS_LOSS_WEIGHT must be 0 or more, got -1.0"),
         ({"bbox_reg_loss_weight": -0.5}, "BBOX_REG_LOSS_WEIGHT must be 0 or more, got -0.5"),

@@ -1,8 +1,8 @@
 from .build import build_backbone, check_backbone
-from .cspdarknet import CSPDarkNet, build_cspdarknet_backbone
+from .cspdarknet import CSPDarkNet
 from .miso import MultipleInSingleOut
 from .simo import SingleInMultipleOut
-from .timm_backbone import TimmBackbone, build_timm_backbone
+from .timm_backbone import TimmBackbone
 
 __all__ = [
     "CSPDarkNet",
@@ -10,7 +10,5 @@ __all__ = [
     "SingleInMultipleOut",
     "TimmBackbone",
     "build_backbone",
-    "build_cspdarknet_backbone",
-    "build_timm_backbone",
     "check_backbone",
 ]

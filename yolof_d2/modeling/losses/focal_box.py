@@ -8,7 +8,7 @@ from detectron2.utils import comm
 from fvcore.nn import sigmoid_focal_loss_jit
 from torch import Tensor
 
-from yolof_d2.errors import ConfigError
+from yolof_d2.checks import require
 from yolof_d2.modeling.box_losses import (
     complete_iou_loss,
     delta_l1_loss,
@@ -60,17 +60,12 @@ class FocalBoxLoss(DetectionLoss):
             ConfigError: an unknown ``bbox_reg_loss_type``, or a negative weight.
         """
         node = "MODEL.YOLOF.LOSS.FOCAL_BOX"
-        if bbox_reg_loss_type not in _BOX_LOSSES:
-            raise ConfigError(
-                f"{node}.BBOX_REG_LOSS_TYPE is {bbox_reg_loss_type!r}; "
-                f"expected one of {', '.join(map(repr, _BOX_LOSSES))}"
-            )
-        for key, weight in (
-            ("CLS_LOSS_WEIGHT", cls_loss_weight),
-            ("BBOX_REG_LOSS_WEIGHT", bbox_reg_loss_weight),
-        ):
-            if not weight >= 0:
-                raise ConfigError(f"{node}.{key} must be 0 or more, got {weight}")
+        known = bbox_reg_loss_type in _BOX_LOSSES
+        expected = f"be one of {', '.join(map(repr, _BOX_LOSSES))}"
+        require(known, f"{node}.BBOX_REG_LOSS_TYPE", expected, bbox_reg_loss_type)
+        weights = {"CLS_LOSS_WEIGHT": cls_loss_weight, "BBOX_REG_LOSS_WEIGHT": bbox_reg_loss_weight}
+        for key, weight in weights.items():
+            require(weight >= 0, f"{node}.{key}", "be 0 or more", weight)
         self.focal_alpha = focal_alpha
         self.focal_gamma = focal_gamma
         self.bbox_reg_loss_type = bbox_reg_loss_type
