@@ -25,8 +25,8 @@ class YOLOFDatasetMapper(DatasetMapper):
             dataset_dict: one image in Detectron2's data set format; not modified.
 
         Returns:
-            The dict with ``image`` (uint8 (C, H, W), in ``INPUT.FORMAT`` channel order) and, for
-            training, ``instances`` (XYXY boxes in pixels of the transformed image).
+            The dict with ``image``, uint8 (C, H, W) in ``INPUT.FORMAT`` channel order, and, for
+            training, ``instances`` with XYXY boxes in pixels of the transformed image.
 
         Raises:
             DataError: the image is missing or corrupt, or its size is not the one in the json.

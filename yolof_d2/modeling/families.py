@@ -83,11 +83,8 @@ class DetectorFamily:
         backbone = getattr(model, "backbone", None)
         if backbone is None:
             raise self._unknown(model, "the padding of the images", "padded_size")
-        padded = ImageList.from_tensors(
-            [torch.empty(1, *size, device="meta")],
-            backbone.size_divisibility,
-            padding_constraints=backbone.padding_constraints,
-        )
+        image, constraints = torch.empty(1, *size, device="meta"), backbone.padding_constraints
+        padded = ImageList.from_tensors([image], backbone.size_divisibility, 0.0, constraints)
         height, width = padded.tensor.shape[-2:]
         return height, width
 

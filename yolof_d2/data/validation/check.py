@@ -77,11 +77,7 @@ def _check_dataset(cfg: CfgNode, name: str, *, training: bool, evaluation: bool)
     if found and wanted not in (None, found):
         key = f"MODEL.{num_classes_node(cfg)}.NUM_CLASSES"
         check.add("num_classes", f"{found} categories, but {key} = {wanted}")
-    logger.info(
-        "Data set %s (%s): %s; %d problems",
-        name,
-        " and ".join(["train"] * training + ["test"] * evaluation),
-        check.counts,
-        len(check.problems),
-    )
+    use = " and ".join(["train"] * training + ["test"] * evaluation)
+    num_problems = len(check.problems)
+    logger.info("Data set %s (%s): %s; %d problems", name, use, check.counts, num_problems)
     return check.problems

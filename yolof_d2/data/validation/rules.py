@@ -247,11 +247,8 @@ class CocoCheck:
             self.add("duplicate_annotation", message, **where)
         seen.add(identifier)
         if identifier == 0 and self.evaluation:
-            self.add(
-                "annotation_id_zero",
-                "annotation id 0: pycocotools counts a match with it as none; start the ids at 1",
-                **where,
-            )
+            message = "annotation id 0: pycocotools takes its match for none; start the ids at 1"
+            self.add("annotation_id_zero", message, **where)
 
     def _check_references(self, image_id: Any, category: Any, where: dict[str, Any]) -> None:
         if image_id is not None and self.images is not None and image_id not in self.images:
@@ -267,12 +264,9 @@ class CocoCheck:
         remedies = {"area": '"area" = width * height of the bbox', "iscrowd": '"iscrowd": 0'}
         missing = [key for key in remedies if key not in entry]
         if missing and self.evaluation:
-            self.add(
-                "missing_for_evaluation",
-                f"{' and '.join(missing)} missing, which pycocotools needs; add "
-                + " and ".join(remedies[key] for key in missing),
-                **where,
-            )
+            remedy = " and ".join(remedies[key] for key in missing)
+            message = f"{' and '.join(missing)} missing, which pycocotools needs; add {remedy}"
+            self.add("missing_for_evaluation", message, **where)
         area = entry.get("area", 0)
         if self.evaluation and (not _is_number(area) or area < 0):
             self.add("entry", f"area must be a number >= 0, got {area!r:.40}", **where)
@@ -281,12 +275,9 @@ class CocoCheck:
             self.add("bad_iscrowd", f"iscrowd must be 0 or 1, got {iscrowd!r:.40}", **where)
             return False
         if entry.get("ignore", 0) != 0:
-            self.add(
-                "ignore_flag",
-                f'"ignore" is {entry["ignore"]!r:.40}, which Detectron2 refuses; use "iscrowd": 1 '
-                "for objects that should not count",
-                **where,
-            )
+            found = f'"ignore" is {entry["ignore"]!r:.40}, which Detectron2 refuses'
+            remedy = 'use "iscrowd": 1 for objects that should not count'
+            self.add("ignore_flag", f"{found}; {remedy}", **where)
         return bool(iscrowd)
 
     def _check_box(self, box: Any, image: ImageEntry | None, where: dict[str, Any]) -> None:
@@ -308,12 +299,9 @@ class CocoCheck:
 
     def _check_segmentation(self, polygons: Any, where: dict[str, Any]) -> None:
         if isinstance(polygons, list) and polygons and not any(map(_is_polygon, polygons)):
-            self.add(
-                "dropped_polygon",
-                "no polygon of the segmentation has 3 points (6 numbers); Detectron2 drops "
-                "the object with its box: correct or remove the segmentation",
-                **where,
-            )
+            fault = "no polygon of the segmentation has 3 points (6 numbers)"
+            remedy = "Detectron2 drops the object with its box: correct or remove the segmentation"
+            self.add("dropped_polygon", f"{fault}; {remedy}", **where)
 
     def _check_totals(self, objects: Counter[int], crowds: Counter[int]) -> None:
         if not self.training:

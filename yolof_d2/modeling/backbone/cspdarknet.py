@@ -155,7 +155,11 @@ class CSPDarkNet(Backbone):
             channels, stride = 2 * channels, step * stride
             self._out_feature_channels[f"res{number}"] = channels
             self._out_feature_strides[f"res{number}"] = stride
-        self._freeze(freeze_at)
+        frozen = ["conv1", "bn1"] if freeze_at >= 1 else []
+        frozen += [f"layer{number}" for number in range(1, min(freeze_at, self.num_stages + 1))]
+        for name in frozen:
+            module = getattr(self, name).requires_grad_(False)
+            setattr(self, name, FrozenBatchNorm2d.convert_frozen_batchnorm(module))
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
@@ -168,13 +172,6 @@ class CSPDarkNet(Backbone):
             "res5_dilation": node.RES5_DILATION,
             "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT,
         }
-
-    def _freeze(self, freeze_at: int) -> None:
-        stem = ["conv1", "bn1"] if freeze_at >= 1 else []
-        stages = [f"layer{number}" for number in range(1, min(freeze_at, self.num_stages + 1))]
-        for name in stem + stages:
-            module = getattr(self, name).requires_grad_(False)
-            setattr(self, name, FrozenBatchNorm2d.convert_frozen_batchnorm(module))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Map float (N, C, H, W) to ``out_features`` by name, float (N, C', H', W') each."""

@@ -178,8 +178,5 @@ def _freeze_until(model: nn.Module, last: str) -> None:
 
 @BACKBONE_REGISTRY.register()
 def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
-    """Build a model of timm from ``MODEL.TIMM`` and ``MODEL.BACKBONE.FREEZE_AT``.
-
-    Its weights are not downloaded when ``MODEL.WEIGHTS`` names others.
-    """
+    """Build a model of timm; its weights are not downloaded when ``MODEL.WEIGHTS`` is set."""
     return TimmBackbone(cfg, input_shape)
