@@ -15,6 +15,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
+from yolof_d2.benchmark.contender import norms_fitted
 from yolof_d2.benchmark.parts import marked
 from yolof_d2.config import num_classes, set_num_classes
 from yolof_d2.measure.model_cost import build_meta_model, count_multiply_adds
@@ -302,6 +303,8 @@ def family_sets_the_threshold(subject: MetaArchSubject) -> None:
     """So that the benchmark gives every model the same number of candidates. Can be waived."""
     model, family = subject.build().eval(), subject.family
     batch = [_make_image((64, 96), ())] * 2
+    with norms_fitted(model), torch.no_grad():  # untrained, all scores may be 1
+        model(batch)
 
     def detect(threshold: float) -> tuple[list[Tensor], list[Instances]]:
         family.set_threshold(model, threshold)

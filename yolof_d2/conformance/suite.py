@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import unittest
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -120,7 +121,7 @@ class Case:
         return self.check is SLOTS[self.part.split("/")[0]].checks[0]
 
     def run(self) -> None:
-        """Run the check, from a fixed random state; the caller's state stays as it is.
+        """Run the check from a fixed random state, in one thread; both are restored afterwards.
 
         Raises:
             ConformanceError: the part breaks its contract.
@@ -131,7 +132,7 @@ class Case:
         cfg = self.cfg.clone()
         cfg.merge_from_list([slot.key, name])
         subject = slot.subject(cfg)
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _one_thread():
             torch.manual_seed(0)
             if self.is_first or self.check.__name__ in WAIVABLE:
                 with raising_means("it could not be built"):
@@ -196,6 +197,17 @@ def registered_parts(module: str = "") -> list[str]:
         for name, part in slot.registry
         if _is_wanted(name, getattr(part, "__module__", ""), module)
     ]
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Run PyTorch in one thread: on tensors as small as here, threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _plugins(written: dict[str, str]) -> list[str]:
