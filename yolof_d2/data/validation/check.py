@@ -11,7 +11,8 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
-from yolof_d2.config import num_classes, num_classes_node
+from yolof_d2.config import num_classes
+from yolof_d2.modeling.families import family_of
 
 from .report import REPORT_NAME, Problem, raise_or_warn, write_report
 from .rules import CocoCheck
@@ -88,7 +89,7 @@ def _check_dataset(cfg: CfgNode, name: str, *, training: bool, evaluation: bool)
     ).run()
     found, wanted = len(check.categories or ()), num_classes(cfg)
     if found and wanted not in (None, found):
-        key = f"MODEL.{num_classes_node(cfg)}.NUM_CLASSES"
+        key = f"MODEL.{family_of(cfg).node}.NUM_CLASSES"
         check.add("num_classes", f"{found} categories, but {key} = {wanted}")
     logger.info(
         "Data set %s (%s): %s; %d problems",
