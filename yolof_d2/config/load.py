@@ -140,7 +140,7 @@ def _raise_unknown(written: Sequence[str], known: Sequence[str], where: str) -> 
 
 
 def nearest_key(key: str, known: Sequence[str]) -> str:
-    """Return the known key closest to ``key``: the same last name elsewhere first, then spelling."""
+    """Return the closest known key: the same last name elsewhere first, then spelling."""
     by_leaf: dict[str, list[str]] = defaultdict(list)
     for name in known:
         by_leaf[name.rsplit(".", 1)[-1]].append(name)

@@ -1,4 +1,4 @@
-"""What a loss must do; see :class:`yolof_d2.modeling.DetectionLoss`.
+"""Checks of losses; see :class:`yolof_d2.modeling.DetectionLoss`.
 
 The matches are made here, by no matcher, so that each case that the contract allows occurs: an
 anchor of two pairs, a pair that is masked out, an ignored anchor in a pair that counts.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -19,7 +20,15 @@ from yolof_d2.modeling import DetectionLoss, MatchResult, build_loss
 from yolof_d2.modeling.matcher.build import IGNORED
 
 from . import scenes
-from .expectations import expect, expect_finite, expect_same, raising_means
+from .expectations import (
+    expect,
+    expect_finite,
+    expect_kind,
+    expect_on_meta,
+    expect_same,
+    expect_unchanged,
+    raising_means,
+)
 from .modules import on_meta_device
 from .scenes import Scene
 
@@ -50,17 +59,23 @@ class LossSubject:
                 losses = self.losses(dataclasses.replace(scene, logits=logits, boxes=boxes), match)
                 grads = torch.autograd.grad(_total(losses), [logits, boxes], allow_unused=True)
             values = {name: value.detach() for name, value in losses.items()}
-            yield Outcome(scene, match, values, *grads)
+            yield Outcome(scene, match, values, dict(zip(("logits", "boxes"), grads, strict=True)))
 
 
 class Outcome(NamedTuple):
-    """Losses of one scene, and the gradients of their sum; None where there is none."""
+    """Losses of one scene, and the gradients of their sum by input; None where there is none."""
 
     scene: Scene
     match: MatchResult
     losses: dict[str, Tensor]
-    logits_grad: Tensor | None
-    boxes_grad: Tensor | None
+    gradients: dict[str, Tensor | None]
+
+    def expect_no_gradient(self, name: str, where: Tensor, who: str) -> None:
+        """Raise if anchors of a mask (N, R) get a gradient of an input; ``{}`` is their number."""
+        gradient = self.gradients[name]
+        if gradient is not None:
+            count = int((gradient[where] != 0).any(-1).sum())
+            expect(not count, f"{who.format(count)} with {self.scene.title}; wanted none")
 
 
 def make_match(scene: Scene) -> MatchResult:
@@ -100,10 +115,7 @@ def right_answer(scene: Scene) -> Scene:
 
 def is_a_loss(subject: LossSubject) -> None:
     """It derives from :class:`DetectionLoss`."""
-    part = subject.build()
-    expect(
-        isinstance(part, DetectionLoss), f"it is a {type(part).__name__}; wanted a DetectionLoss"
-    )
+    expect_kind(subject.build(), DetectionLoss)
 
 
 def losses_are_named_scalars(subject: LossSubject) -> None:
@@ -139,15 +151,16 @@ def losses_are_finite_and_not_negative(subject: LossSubject) -> None:
 def gradients_are_finite(subject: LossSubject) -> None:
     """Also where a loss itself is finite but its derivative may not be."""
     for outcome in subject.outcomes():
-        for name, grad in (("logits", outcome.logits_grad), ("boxes", outcome.boxes_grad)):
-            if grad is not None:
-                expect_finite({f"the gradient of the {name}": grad}, f"with {outcome.scene.title}")
+        known = {
+            f"the gradient of the {n}": g for n, g in outcome.gradients.items() if g is not None
+        }
+        expect_finite(known, f"with {outcome.scene.title}")
 
 
 def logits_and_boxes_are_always_in_the_graph(subject: LossSubject) -> None:
     """Also without objects, as a zero; otherwise DistributedDataParallel stops."""
     for outcome in subject.outcomes():
-        for name, grad in (("logits", outcome.logits_grad), ("boxes", outcome.boxes_grad)):
+        for name, grad in outcome.gradients.items():
             expect(
                 grad is not None,
                 f"the {name} get no gradient with {outcome.scene.title}; "
@@ -173,44 +186,28 @@ def prefers_the_right_answer(subject: LossSubject) -> None:
 def ignored_anchors_have_no_say_in_classification(subject: LossSubject) -> None:
     """No gradient for the logits of an anchor with label -1."""
     for outcome in subject.outcomes():
-        if outcome.logits_grad is None:
-            continue
         ignored = outcome.match.labels == IGNORED
-        count = int((outcome.logits_grad[ignored] != 0).any(-1).sum())
-        expect(
-            count == 0,
-            f"{count} of {int(ignored.sum())} ignored anchors get a gradient for their logits with "
-            f"{outcome.scene.title}; wanted none",
-        )
+        who = f"{{}} of {int(ignored.sum())} ignored anchors get a gradient for their logits"
+        outcome.expect_no_gradient("logits", ignored, who)
 
 
 def only_pairs_that_count_train_boxes(subject: LossSubject) -> None:
     """No gradient for the box of an anchor in no pair, or only in pairs masked out."""
     for outcome in subject.outcomes():
-        if outcome.boxes_grad is None:
-            continue
         match = outcome.match
         paired = torch.zeros_like(match.labels).scatter_reduce(
             1, match.pair_anchor_idx, match.pair_mask.long(), "amax"
         )
-        count = int((outcome.boxes_grad[paired == 0] != 0).any(-1).sum())
-        expect(
-            count == 0,
-            f"the boxes of {count} anchors that are in no pair, or in masked pairs only, get a "
-            f"gradient with {outcome.scene.title}; wanted none",
-        )
+        who = "the boxes of {} anchors that are in no pair, or in masked pairs only, get a gradient"
+        outcome.expect_no_gradient("boxes", paired == 0, who)
 
 
 def padding_changes_nothing(subject: LossSubject) -> None:
     """More padded ground truth and masked pairs leave the losses as they are."""
     scene = scenes.ordinary(subject.cfg)
     match = make_match(scene)
-    more = MatchResult(
-        match.labels,
-        F.pad(match.pair_anchor_idx, (0, 7)),
-        F.pad(match.pair_gt_idx, (0, 7)),
-        F.pad(match.pair_mask, (0, 7)),
-    )
+    labels, *pairs = vars(match).values()
+    more = MatchResult(labels, *(F.pad(value, (0, 7)) for value in pairs))
     expect_same(
         subject.losses(scene.padded(5), more),
         subject.losses(scene, match),
@@ -242,13 +239,8 @@ def inputs_are_left_alone(subject: LossSubject) -> None:
     for scene in scenes.all_scenes(subject.cfg):
         match = make_match(scene)
         inputs = {**scene.tensors(), **{f"match.{k}": v for k, v in vars(match).items()}}
-        before = {name: value.clone() for name, value in inputs.items()}
-        subject.losses(scene, match)
-        for name, value in inputs.items():
-            expect(
-                torch.equal(value, before[name]),
-                f"{name} was changed in place with {scene.title}",
-            )
+        run = partial(subject.losses, scene, match)
+        expect_unchanged(inputs, run, f"with {scene.title}")
 
 
 def never_waits_for_the_device(subject: LossSubject) -> None:
@@ -263,8 +255,7 @@ def never_waits_for_the_device(subject: LossSubject) -> None:
     with on_meta_device():
         losses = part(scene.anchors, logits, boxes, match, scene.truth)
         _total(losses).backward()
-    for name, value in losses.items():
-        expect(value.is_meta, f"{name} is on {value.device}; wanted the device of the inputs")
+    expect_on_meta(losses)
 
 
 def _total(losses: dict[str, Tensor]) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
-from .expectations import expect, expect_finite, expect_same, raising_means
+from .expectations import expect, expect_finite, expect_on_meta, expect_same, raising_means
 
 ROUNDING = 1e-3  # allowed relative difference where another order of summation is no fault
 
@@ -45,19 +45,19 @@ class ModuleSubject(ABC):
 
     @abstractmethod
     def build(self) -> nn.Module:
-        """A new part, with weights drawn from the global random state."""
+        """Build a new part, with weights drawn from the global random state."""
 
     @abstractmethod
     def make_input(self, part: nn.Module, batch: int, size: tuple[int, int]) -> Tensor:
-        """Random input, float32 (``batch``, C, H, W)."""
+        """Draw random input, float32 (``batch``, C, H, W)."""
 
     @abstractmethod
     def outputs(self, part: nn.Module, x: Tensor) -> dict[str, Tensor]:
-        """Run ``part``, and name what it returns; raises if that is of the wrong kind."""
+        """Run ``part`` and name what it returns; raise if that is of the wrong kind."""
 
 
 def livened(part: nn.Module) -> nn.Module:
-    """``part`` in evaluation mode, with weights drawn anew so that each of them has an effect.
+    """Return ``part`` in evaluation mode, with new weights that each have an effect.
 
     Matrices and kernels get the gain that keeps the variance through ReLU (He et al. 2015, equation
     10); vectors, such as biases and scales, are moved off their constants.
@@ -96,21 +96,20 @@ def gradients_reach_every_parameter(subject: ModuleSubject) -> None:
             total.requires_grad,
             f"in {_mode(mode)} the output has no gradient at all; was it detached?",
         )
-        grads = torch.autograd.grad(total, [x, *parameters.values()], allow_unused=True)
+        of_x, *of_all = torch.autograd.grad(total, [x, *parameters.values()], allow_unused=True)
         expect(
-            not subject.passes_gradients or (grads[0] is not None and bool(grads[0].any())),
+            not subject.passes_gradients or (of_x is not None and bool(of_x.any())),
             f"in {_mode(mode)} no gradient reaches the input; what stands before the part "
             "could not learn",
         )
-        absent = [n for n, grad in zip(parameters, grads[1:], strict=True) if grad is None]
+        found = dict(zip(parameters, of_all, strict=True))
+        absent = [name for name, grad in found.items() if grad is None]
         expect(
             not (mode and absent),
             f"in training {_some(absent)} of {len(parameters)} parameters get no gradient; "
             "each must be used, or not be there",
         )
-        alive |= {
-            n for n, g in zip(parameters, grads[1:], strict=True) if g is not None and g.any()
-        }
+        alive |= {name for name, grad in found.items() if grad is not None and grad.any()}
     dead = [name for name in parameters if name not in alive]
     expect(
         not dead,
@@ -159,12 +158,12 @@ def images_do_not_depend_on_their_batch(subject: ModuleSubject) -> None:
 
 
 def works_under_bfloat16_autocast(subject: ModuleSubject) -> None:
-    """On a CPU, in training and evaluation."""
+    """It runs on a CPU, in training and evaluation."""
     _works_under_autocast(subject, torch.bfloat16)
 
 
 def works_under_float16_autocast(subject: ModuleSubject) -> None:
-    """On a CPU, in training and evaluation."""
+    """It runs on a CPU, in training and evaluation."""
     _works_under_autocast(subject, torch.float16)
 
 
@@ -210,7 +209,7 @@ def weights_survive_saving_and_loading(subject: ModuleSubject) -> None:
 
 
 def can_be_copied_and_pickled(subject: ModuleSubject) -> None:
-    """As moving averages of weights and worker processes do."""
+    """Moving averages of weights copy a part, worker processes pickle it."""
     part = livened(subject.build())
     x = subject.make_input(part, 2, subject.size)
     wanted = _run(subject, part, x)
@@ -250,12 +249,11 @@ def never_waits_for_the_device(subject: ModuleSubject) -> None:
     for mode in (True, False):
         with on_meta_device():
             outputs = subject.outputs(part.train(mode), x)
-        for name, value in outputs.items():
-            expect(value.is_meta, f"{name} is on {value.device}; wanted the device of the input")
+        expect_on_meta(outputs)
 
 
 def on_meta_device() -> AbstractContextManager[None]:
-    """What it means when a part fails on the meta device."""
+    """Explain what fails inside, on the meta device."""
     return raising_means(
         "it reads a value on the host (.item(), .nonzero(), a mask as index, if on a tensor) or "
         "mixes devices; wanted neither, as the host would wait for the GPU"
