@@ -25,14 +25,9 @@ def draw_run(
 ) -> None:
     """Save one picture with a row per image: ground truth on the left, predictions on the right.
 
-    Reads what the run left behind, its ``config.yaml`` and the detections of its last evaluation;
-    no model is built.
-
-    Args:
-        run_folder: the run's ``OUTPUT_DIR``.
-        output: the picture to write.
-        num_images: images with the most objects come first, then those without any.
-        score_thresh: predictions below it are not drawn.
+    Reads ``config.yaml`` and the detections of the last evaluation in ``run_folder``, the run's
+    ``OUTPUT_DIR``; no model is built. Images with the most objects come first. Predictions with a
+    score below ``score_thresh`` are left out.
 
     Raises:
         DataError: the folder holds no evaluated run.
@@ -47,23 +42,18 @@ def draw_run(
     cfg = build_cfg(str(run_folder / "config.yaml"))
     register_datasets(cfg, eval_only=True)
     name = cfg.DATASETS.TEST[0]
-    records = DatasetCatalog.get(name)
-    metadata = MetadataCatalog.get(name)
-
-    picked = pick_images(records, num_images)
-    picture = draw_images(picked, metadata, detections_file, score_thresh=score_thresh)
+    picked = pick_images(DatasetCatalog.get(name), num_images)
+    picture = draw_images(
+        picked, MetadataCatalog.get(name), detections_file, score_thresh=score_thresh
+    )
     output.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(picture).save(output)
-    logger.info(
-        "%d images (left: ground truth, right: predictions with score >= %s): %s",
-        len(picked),
-        score_thresh,
-        output,
-    )
+    sides = f"left: ground truth, right: predictions with score >= {score_thresh}"
+    logger.info("%d images (%s): %s", len(picked), sides, output)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
+    """Run the command; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run_folder", type=Path, help="OUTPUT_DIR of an evaluated run")
     parser.add_argument(
@@ -74,12 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO)
+    output = args.output or args.run_folder / "predictions.png"
     try:
         draw_run(
-            args.run_folder,
-            args.output or args.run_folder / "predictions.png",
-            num_images=args.num_images,
-            score_thresh=args.score_thresh,
+            args.run_folder, output, num_images=args.num_images, score_thresh=args.score_thresh
         )
     except UserError as error:
         logger.error("error: %s", error)

@@ -115,7 +115,7 @@ def test_each_error_costs_what_it_says():
     assert analysis.counts["missed"] == 0  # the classification error belongs to the object
 
 
-def test_of_two_errors_at_an_object_the_better_one_is_mended_and_the_other_removed():
+def test_of_two_errors_at_an_object_the_better_one_is_fixed_and_the_other_removed():
     """As in TIDE: also if they are of different kinds."""
     ground_truth = truth(annotation(OBJECT))
     box, name = detection(shifted(0.4), 0.9), detection(OBJECT, 0.8, category=2)
@@ -157,7 +157,7 @@ def test_detections_of_unknown_images_are_refused():
         analyse_errors(truth(annotation(OBJECT)), [detection(OBJECT, 0.9, image=7)])
 
 
-# ---- An oracle that shares no code: kinds by loops, costs by literally mending the detections and
+# ---- An oracle that shares no code: kinds by loops, costs by literally fixing the detections and
 # ---- the objects and asking pycocotools for AP50.
 
 
@@ -233,17 +233,17 @@ def slow_gains(case: Case) -> dict[str, float]:
     base = pycocotools_ap50(ground_truth, detections)
     gains = {}
     for kind in ERROR_KINDS[:-1]:
-        mended = []
+        fixed = []
         for i, found in enumerate(detections):
             if kinds[i] != kind:
-                mended.append(found)
+                fixed.append(found)
             elif owners[i] is not None and best[owners[i]["id"]] == i:
                 right = {key: owners[i][key] for key in ("bbox", "category_id")}
-                mended.append({**found, **right})
-        gains[kind] = max(pycocotools_ap50(ground_truth, mended) - base, 0)
+                fixed.append({**found, **right})
+        gains[kind] = max(pycocotools_ap50(ground_truth, fixed) - base, 0)
     left = [a for a in ground_truth["annotations"] if not any(a is b for b in missed)]
-    mended_truth = {**ground_truth, "annotations": left}
-    gains["missed"] = float(np.maximum(pycocotools_ap50(mended_truth, detections) - base, 0))
+    fixed_truth = {**ground_truth, "annotations": left}
+    gains["missed"] = float(np.maximum(pycocotools_ap50(fixed_truth, detections) - base, 0))
     return gains
 
 
@@ -255,8 +255,8 @@ def slow_gains(case: Case) -> dict[str, float]:
     max_objects=st.sampled_from([0, 3, 8]),
     max_detections=st.sampled_from([0, 3, 30]),
 )
-def test_kinds_are_those_of_loops_and_costs_those_of_mended_data(seed, **sizes):
-    # Without the grid: mending may change the partners of others where overlaps are equal.
+def test_kinds_are_those_of_loops_and_costs_those_of_fixed_data(seed, **sizes):
+    # Without the grid: fixing may change the partners of others where overlaps are equal.
     case = random_case(2 * seed, **sizes)
     analysis = analyse_errors(*case)
     kinds, _, missed = slow_kinds(case)

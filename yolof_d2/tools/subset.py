@@ -39,7 +39,7 @@ def write_subset(json_file: Path, output: Path, num_images: int) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
+    """Run the command; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("json_file", type=Path, metavar="IN")
     parser.add_argument("output", type=Path, metavar="OUT")
