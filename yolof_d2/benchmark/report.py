@@ -90,8 +90,9 @@ def describe_ratio(record: dict[str, Any], model: dict[str, Any]) -> str:
 def draw(record: dict[str, Any], files: Sequence[Path]) -> None:
     """Draw the time of each part, a bar for each model, training beside inference."""
     models = record["models"]
-    spines = dict.fromkeys(("axes.spines.top", "axes.spines.right"), False)
-    with matplotlib.rc_context({"font.size": 9, "svg.hashsalt": "benchmark", **spines}):
+    settings: dict[Any, Any] = {"font.size": 9, "svg.hashsalt": "benchmark"}
+    settings |= dict.fromkeys(("axes.spines.top", "axes.spines.right"), False)
+    with matplotlib.rc_context(settings):
         figure = Figure(figsize=(12, 2.2 + 0.6 * len(models)), layout="constrained")
         bars: dict[str, Any] = {}
         for axes, (mode, parts) in zip(figure.subplots(1, 2), PARTS.items(), strict=True):
