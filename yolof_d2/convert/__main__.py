@@ -43,7 +43,7 @@ logger = logging.getLogger("yolof_d2.convert")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
+    """Run the command; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m yolof_d2.convert",
         description=__doc__,
@@ -97,20 +97,20 @@ def _run(args: argparse.Namespace) -> None:
     content = {
         "model": dict(fitted.weights),
         "__author__": f"{name}, converted by yolof_d2",
-        # By it Detectron2 finds a ResNet behind any prefix: backbone., backbone.bottom_up.
+        # Detectron2 then finds a ResNet behind any prefix: backbone., backbone.bottom_up.
         "matching_heuristics": layout.backbone_only,
     }
     write_atomically(content, args.target)
     _report(f"{args.target} (from {name})", fitted, others)
     logger.info("The config needs%s:", note)
-    told = {key: value for key, value in deduced.items() if key not in UNKNOWN_VALUES}
-    sys.stdout.write(_format_config({"MODEL.WEIGHTS": str(args.target), **layout.config, **told}))
+    known = {key: value for key, value in deduced.items() if key not in UNKNOWN_VALUES}
+    sys.stdout.write(_format_config({"MODEL.WEIGHTS": str(args.target), **layout.config, **known}))
 
 
 def _fit_to_model(
     start: Conversion, layout: Format, args: argparse.Namespace
 ) -> tuple[Conversion, dict[str, Any]]:
-    """Check against the model of the config; also the config keys that the weights told."""
+    """Fit to the model of the config; return the deduced config keys too."""
     deduced: dict[str, Any] = {}
     to_source = () if args.to else [(ours, theirs) for theirs, ours in layout.rules]
     try:
@@ -125,17 +125,11 @@ def _fit_to_model(
 
 
 def _chain(first: Conversion, second: Conversion) -> Conversion:
-    """One conversion after another; in both, what became of the names of the first one's source."""
-    origin = first.origin
-    return replace(
-        second,
-        origin={name: origin[between] for name, between in second.origin.items()},
-        left_out={
-            **first.left_out,
-            **{origin[name]: reason for name, reason in second.left_out.items()},
-        },
-        not_placed=first.not_placed,
-    )
+    """Join two conversions, with names of the first one's source."""
+    origin = {name: first.origin[between] for name, between in second.origin.items()}
+    left_out = {first.origin[name]: reason for name, reason in second.left_out.items()}
+    left_out = {**first.left_out, **left_out}
+    return replace(second, origin=origin, left_out=left_out, not_placed=first.not_placed)
 
 
 def _report(title: str, result: Conversion, others: Sequence[str]) -> None:
