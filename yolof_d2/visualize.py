@@ -15,7 +15,8 @@ from yolof_d2.config import build_cfg
 from yolof_d2.data import register_datasets
 from yolof_d2.evaluation.pictures import SCORE_THRESH, draw_images, pick_images
 
-from .errors import DataError, UserError
+from .command import run_command
+from .errors import DataError
 
 logger = logging.getLogger("yolof_d2.visualize")
 
@@ -62,17 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--num-images", type=int, default=8)
     parser.add_argument("--score-thresh", type=float, default=SCORE_THRESH)
     args = parser.parse_args(arguments)
-    logging.basicConfig(format="%(message)s")
-    logger.setLevel(logging.INFO)
-    output = args.output or args.run_folder / "predictions.png"
-    try:
-        draw_run(
-            args.run_folder, output, num_images=args.num_images, score_thresh=args.score_thresh
-        )
-    except UserError as error:
-        logger.error("error: %s", error)
-        return 1
-    return 0
+    args.output = args.output or args.run_folder / "predictions.png"
+    return run_command(logger.name, lambda: draw_run(**vars(args)))
 
 
 if __name__ == "__main__":

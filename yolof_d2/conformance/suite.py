@@ -1,4 +1,4 @@
-"""Which parts there are, which checks each must pass, and how a check is run."""
+"""Find registered parts, and run the checks of their slots."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Slot:
     Attributes:
         key: the config key that selects a part by name.
         registry: where parts are registered.
-        subject: called with a config that selects a part; what the checks are called with.
+        subject: makes the argument of the checks from a config that selects a part.
         checks: the first says whether there is a part at all.
     """
 
@@ -150,10 +150,10 @@ class Case:
 
 
 def find_cases(plugin: str = "", overrides: Sequence[str] = (), *, part: str = "") -> list[Case]:
-    """Every check of some parts.
+    """Return every check of some parts.
 
     Args:
-        plugin: an entry of ``PLUGINS``: the parts that it registers. Empty for every registered
+        plugin: an entry of ``PLUGINS``, for the parts that it registers. Empty for every registered
             part; of Detectron2's own, the ResNet and RetinaNet only, as others want other configs.
         overrides: ``KEY VALUE`` pairs, flat. The parts of this package are small by default. A
             detector is given those that it reads.
@@ -164,9 +164,8 @@ def find_cases(plugin: str = "", overrides: Sequence[str] = (), *, part: str = "
     """
     words = [*(["PLUGINS", repr((plugin,))] if plugin else []), *overrides]
     written = dict(zip(words[::2], words[1::2], strict=False))
-    build_cfg(
-        "", [*_plugins(written), *words[len(words) // 2 * 2 :]]
-    )  # imports; refuses half pairs
+    plugins = ["PLUGINS", written["PLUGINS"]] if "PLUGINS" in written else []
+    build_cfg("", plugins + words[len(words) // 2 * 2 :])  # imports; refuses half pairs
     parts = registered_parts(load_plugins([plugin])[0].__name__ if plugin else "")
     if part:
         slot, _, name = part.partition("/")
@@ -190,7 +189,7 @@ def find_cases(plugin: str = "", overrides: Sequence[str] = (), *, part: str = "
 
 
 def registered_parts(module: str = "") -> list[str]:
-    """``slot/name`` of each part defined in ``module`` or below it; of every part if empty."""
+    """Return ``slot/name`` of each part defined in ``module`` or below; of all if empty."""
     return [
         f"{slot_name}/{name}"
         for slot_name, slot in SLOTS.items()
@@ -208,10 +207,6 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _plugins(written: dict[str, str]) -> list[str]:
-    return [word for pair in written.items() for word in pair if pair[0] == "PLUGINS"]
 
 
 def _is_wanted(name: str, defined_in: str, module: str) -> bool:

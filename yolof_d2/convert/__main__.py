@@ -24,6 +24,7 @@ from typing import Any
 
 import yaml
 
+from yolof_d2.command import run_command
 from yolof_d2.errors import UserError
 
 from .files import read_weights, write_atomically
@@ -62,14 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="change the config")
     args = parser.parse_intermixed_args(arguments)
-    logging.basicConfig(format="%(message)s")
-    logger.setLevel(logging.INFO)
-    try:
-        _run(args)
-    except UserError as error:
-        logger.error("error: %s", error)
-        return 1
-    return 0
+    return run_command(logger.name, lambda: _run(args))
 
 
 def _run(args: argparse.Namespace) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,15 +16,14 @@ from typing import Any
 from detectron2.data import MetadataCatalog
 from tabulate import tabulate
 
+from yolof_d2.command import run_command
 from yolof_d2.config import build_cfg
 from yolof_d2.data import register_datasets
 from yolof_d2.data.datasets import read_coco_json
-from yolof_d2.errors import DataError, UserError
+from yolof_d2.errors import DataError
 from yolof_d2.files import nan_to_none, write_text
 
 from .error_types import ERROR_KINDS, ErrorAnalysis, analyse_errors
-
-logger = logging.getLogger("yolof_d2.evaluation")
 
 
 def analyse_runs(run_folders: Sequence[Path]) -> list[ErrorAnalysis]:
@@ -135,14 +133,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("other_run_folder", type=Path, nargs="?", help="one to compare with it")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     args = parser.parse_args(arguments)
-    logging.basicConfig(format="%(message)s")
     folders = [folder for folder in (args.run_folder, args.other_run_folder) if folder]
-    try:
-        _report(folders, args.json)
-    except (UserError, OSError) as error:
-        logger.error("error: %s", error)
-        return 1
-    return 0
+    return run_command("yolof_d2.evaluation", lambda: _report(folders, args.json))
 
 
 if __name__ == "__main__":
