@@ -36,7 +36,7 @@ PAIRS_PER_OBJECT = 3  # two that count and one that does not
 
 
 class LossSubject:
-    """How to build the loss that ``cfg`` selects."""
+    """Build and run the loss that ``cfg`` selects."""
 
     def __init__(self, cfg: CfgNode):
         self.cfg = cfg
@@ -45,12 +45,12 @@ class LossSubject:
         return build_loss(self.cfg)
 
     def losses(self, scene: Scene, match: MatchResult | None = None) -> dict[str, Tensor]:
-        """Losses of ``scene`` by a new part."""
+        """Return the losses of ``scene`` by a new part."""
         match = match or make_match(scene)
         return self.build()(scene.anchors, scene.logits, scene.boxes, match, scene.truth)
 
     def outcomes(self) -> Iterator[Outcome]:
-        """Losses and gradients of every scene."""
+        """Yield losses and gradients of every scene."""
         for scene in [*scenes.all_scenes(self.cfg), right_answer(scenes.ordinary(self.cfg))]:
             logits = scene.logits.clone().requires_grad_()
             boxes = scene.boxes.clone().requires_grad_()
@@ -79,7 +79,7 @@ class Outcome(NamedTuple):
 
 
 def make_match(scene: Scene) -> MatchResult:
-    """A match of ``scene`` as some matcher may give it.
+    """Make a match of ``scene`` as some matcher may give it.
 
     Object m is paired with anchors 4m, 4m + 1 and, masked out, 4m + 2, modulo their number. Anchor
     4m has the object's class, 4m + 1 is ignored, and so is 4m + 3, of no pair. The rest is
@@ -102,7 +102,7 @@ def make_match(scene: Scene) -> MatchResult:
 
 
 def right_answer(scene: Scene) -> Scene:
-    """``scene`` with logits sure of the labels, and boxes equal to the ground truth of the pair."""
+    """Return ``scene`` with certain, right logits, and with boxes equal to those of the pairs."""
     match = make_match(scene)
     classes = F.one_hot(match.labels.clamp(min=0), scene.num_classes + 1)[..., : scene.num_classes]
     boxes = scene.boxes.clone()
@@ -138,7 +138,7 @@ def losses_are_named_scalars(subject: LossSubject) -> None:
 
 
 def losses_are_finite_and_not_negative(subject: LossSubject) -> None:
-    """Whatever the predictions, as long as they are finite."""
+    """This holds for all finite predictions."""
     for outcome in subject.outcomes():
         expect_finite(outcome.losses, f"with {outcome.scene.title}")
         for name, value in outcome.losses.items():
@@ -149,7 +149,7 @@ def losses_are_finite_and_not_negative(subject: LossSubject) -> None:
 
 
 def gradients_are_finite(subject: LossSubject) -> None:
-    """Also where a loss itself is finite but its derivative may not be."""
+    """A finite loss may have an infinite derivative."""
     for outcome in subject.outcomes():
         known = {
             f"the gradient of the {n}": g for n, g in outcome.gradients.items() if g is not None
@@ -158,7 +158,7 @@ def gradients_are_finite(subject: LossSubject) -> None:
 
 
 def logits_and_boxes_are_always_in_the_graph(subject: LossSubject) -> None:
-    """Also without objects, as a zero; otherwise DistributedDataParallel stops."""
+    """Without objects, losses are a zero with a graph; otherwise DistributedDataParallel stops."""
     for outcome in subject.outcomes():
         for name, grad in outcome.gradients.items():
             expect(
@@ -235,7 +235,7 @@ def loss_is_the_same_under_autocast(subject: LossSubject) -> None:
 
 
 def inputs_are_left_alone(subject: LossSubject) -> None:
-    """Other losses and hooks may read them: nothing is written into them."""
+    """Nothing is written into tensors that other losses and hooks may read."""
     for scene in scenes.all_scenes(subject.cfg):
         match = make_match(scene)
         inputs = {**scene.tensors(), **{f"match.{k}": v for k, v in vars(match).items()}}
@@ -244,7 +244,7 @@ def inputs_are_left_alone(subject: LossSubject) -> None:
 
 
 def never_waits_for_the_device(subject: LossSubject) -> None:
-    """Runs where tensors have no values, so the host can wait for none. Can be waived."""
+    """It runs on the meta device, where the host has no values to read. Can be waived."""
     scene = scenes.ordinary(subject.cfg)
     match = MatchResult(*(value.to("meta") for value in vars(make_match(scene)).values()))
     part = subject.build()

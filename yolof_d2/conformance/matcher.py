@@ -19,7 +19,7 @@ from .scenes import SHAPE, Scene
 
 
 class MatcherSubject:
-    """How to build the matcher that ``cfg`` selects, and run it."""
+    """Build and run the matcher that ``cfg`` selects."""
 
     def __init__(self, cfg: CfgNode):
         self.cfg = cfg
@@ -209,19 +209,19 @@ def builds_no_graph(subject: MatcherSubject) -> None:
 
 
 def inputs_are_left_alone(subject: MatcherSubject) -> None:
-    """The loss reads the same tensors later: nothing is written into them."""
+    """Nothing is written into tensors that the loss reads later."""
     for scene in scenes.all_scenes(subject.cfg):
         expect_unchanged(scene.tensors(), partial(subject.match, scene), f"with {scene.title}")
 
 
 def survives_predictions_that_are_not_finite(subject: MatcherSubject) -> None:
-    """So that training stops with the message of the loss. Can be waived."""
+    """Training then stops with the message of the loss. Can be waived."""
     for scene, match in subject.matches(scenes.non_finite_predictions(subject.cfg)):
         _expect_in_range(scene, match)
 
 
 def never_waits_for_the_device(subject: MatcherSubject) -> None:
-    """Runs where tensors have no values, so the host can wait for none. Can be waived."""
+    """It runs on the meta device, where the host has no values to read. Can be waived."""
     scene = scenes.ordinary(subject.cfg)
     matcher = subject.build(scene)
     if isinstance(matcher, nn.Module):
@@ -261,7 +261,7 @@ def _expect_same_match(a: MatchResult, i: int, b: MatchResult, j: int, who: str)
 
 
 def _pairs(match: MatchResult, n: int) -> list[tuple[int, int]]:
-    """The pairs of image ``n`` that count, in a fixed order."""
+    """Return the pairs of image ``n`` that count, sorted."""
     mask = match.pair_mask[n]
     idx = (match.pair_anchor_idx[n][mask].tolist(), match.pair_gt_idx[n][mask].tolist())
     return sorted(zip(*idx, strict=True))

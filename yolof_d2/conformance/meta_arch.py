@@ -52,7 +52,7 @@ def select(name: str, keys: dict[str, str], overrides: dict[str, str]) -> dict[s
 
 
 class MetaArchSubject:
-    """How to build a detector, and what to feed it."""
+    """Build the detector that ``cfg`` selects, and its input."""
 
     def __init__(self, cfg: CfgNode):
         self.cfg = cfg
@@ -153,7 +153,7 @@ def losses_are_finite(subject: MetaArchSubject) -> None:
 
 
 def gradients_reach_every_parameter(subject: MetaArchSubject) -> None:
-    """Also with no object; otherwise it is dead weight, and DistributedDataParallel stops."""
+    """A parameter that is not used wastes memory, and stops DistributedDataParallel."""
     model = subject.build()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     for when, batch in (

@@ -24,7 +24,7 @@ ROUNDING = 1e-3  # allowed relative difference where another order of summation 
 
 
 class ModuleSubject(ABC):
-    """How to build a part of one slot, what to feed it, and what its outputs are called.
+    """Build and run a part of one slot.
 
     Attributes:
         cfg: selects the part.
@@ -73,7 +73,7 @@ def livened(part: nn.Module) -> nn.Module:
 
 
 def output_is_finite(subject: ModuleSubject) -> None:
-    """With its initial weights, in training and in evaluation."""
+    """Initial weights give finite outputs, in training and in evaluation."""
     part = subject.build()
     x = subject.make_input(part, 2, subject.size)
     for mode in (True, False):
@@ -82,7 +82,7 @@ def output_is_finite(subject: ModuleSubject) -> None:
 
 
 def gradients_reach_every_parameter(subject: ModuleSubject) -> None:
-    """Each parameter takes part; otherwise it is dead weight, and DistributedDataParallel stops."""
+    """A parameter that is not used wastes memory, and stops DistributedDataParallel."""
     part = livened(subject.build())
     parameters = {name: p for name, p in part.named_parameters() if p.requires_grad}
     alive: set[str] = set()
@@ -130,7 +130,7 @@ def evaluation_is_deterministic(subject: ModuleSubject) -> None:
 
 
 def input_is_left_alone(subject: ModuleSubject) -> None:
-    """The input may be needed elsewhere: nothing is written into it."""
+    """Nothing is written into the input, which may be needed elsewhere."""
     part = livened(subject.build())
     for mode in (True, False):
         x = subject.make_input(part, 2, subject.size)
@@ -242,7 +242,7 @@ def can_be_traced(subject: ModuleSubject) -> None:
 
 
 def never_waits_for_the_device(subject: ModuleSubject) -> None:
-    """Runs where tensors have no values, so the host can wait for none. Can be waived."""
+    """It runs on the meta device, where the host has no values to read. Can be waived."""
     part = subject.build()
     x = subject.make_input(part, 2, subject.size).to("meta")
     part.to("meta")
@@ -276,7 +276,7 @@ CHECKS = (
 
 
 class _Flat(nn.Module):
-    """``part`` with a tuple of tensors as output, which tracing wants."""
+    """Return a tuple of tensors, as tracing needs."""
 
     def __init__(self, subject: ModuleSubject, part: nn.Module):
         super().__init__()

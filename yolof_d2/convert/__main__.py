@@ -6,10 +6,10 @@ Into ours:
 Out of ours:
   python -m yolof_d2.convert model_final.pth mmdet.pth --to mmdet
 
-Without --from and --to, the names in SOURCE tell whose they are. Nothing is written unless all
-that the model needs is there, in its shape. The model is that of --config-file and KEY VALUE pairs;
-without a config file, what the weights tell. The report goes to the standard error, the config
-lines that belong to the weights to the standard output.
+Without --from and --to, the format is found by the names in SOURCE. Nothing is written unless
+SOURCE has all weights of the model, in the right shapes. The model is that of --config-file and KEY
+VALUE pairs; without a config file, it is deduced from the weights. The report goes to the standard
+error, the config lines for the weights to the standard output.
 """
 
 from __future__ import annotations
