@@ -9,6 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from yolof_d2.errors import DataError
+
 
 @contextmanager
 def replacing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
@@ -37,6 +39,20 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
         with suppress(OSError):  # it takes space, perhaps on a full disk
             partial.unlink(missing_ok=True)
         raise
+
+
+def find_run_file(run_folder: Path, name: str) -> Path:
+    """Return the path of a file of an evaluated run.
+
+    Raises:
+        DataError: it is not there.
+    """
+    path = run_folder / name
+    if not path.is_file():
+        raise DataError(
+            f"{path} is missing: {run_folder} must be the OUTPUT_DIR of an evaluated run"
+        )
+    return path
 
 
 def nan_to_none(value: Any) -> Any:

@@ -16,7 +16,7 @@ from yolof_d2.data import register_datasets
 from yolof_d2.evaluation.pictures import SCORE_THRESH, draw_images, pick_images
 
 from .command import run_command
-from .errors import DataError
+from .files import find_run_file
 
 logger = logging.getLogger("yolof_d2.visualize")
 
@@ -34,13 +34,9 @@ def draw_run(
         DataError: the folder holds no evaluated run.
         ConfigError: its config cannot be read.
     """
-    detections_file = run_folder / "inference" / "coco_instances_results.json"
-    for path in (run_folder / "config.yaml", detections_file):
-        if not path.is_file():
-            raise DataError(
-                f"{path} is missing: {run_folder} must be the OUTPUT_DIR of an evaluated run"
-            )
-    cfg = build_cfg(str(run_folder / "config.yaml"))
+    config_file = find_run_file(run_folder, "config.yaml")
+    detections_file = find_run_file(run_folder, "inference/coco_instances_results.json")
+    cfg = build_cfg(str(config_file))
     register_datasets(cfg, eval_only=True)
     name = cfg.DATASETS.TEST[0]
     picked = pick_images(DatasetCatalog.get(name), num_images)

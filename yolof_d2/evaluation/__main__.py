@@ -21,7 +21,7 @@ from yolof_d2.config import build_cfg
 from yolof_d2.data import register_datasets
 from yolof_d2.data.datasets import read_coco_json
 from yolof_d2.errors import DataError
-from yolof_d2.files import nan_to_none, write_text
+from yolof_d2.files import find_run_file, nan_to_none, write_text
 
 from .error_types import ERROR_KINDS, ErrorAnalysis, analyse_errors
 
@@ -51,7 +51,7 @@ def analyse_runs(run_folders: Sequence[Path]) -> list[ErrorAnalysis]:
 
 
 def _read_ground_truth(run_folder: Path) -> dict[str, Any]:
-    cfg = build_cfg(str(_find(run_folder, "config.yaml")))
+    cfg = build_cfg(str(find_run_file(run_folder, "config.yaml")))
     register_datasets(cfg, eval_only=True)
     if not cfg.DATASETS.TEST:
         raise DataError(f"{run_folder}: DATASETS.TEST is empty; the run was never evaluated")
@@ -67,21 +67,12 @@ def _read_ground_truth(run_folder: Path) -> dict[str, Any]:
 
 
 def _read_detections(run_folder: Path) -> list[dict[str, Any]]:
-    path = _find(run_folder, "inference/coco_instances_results.json")
+    path = find_run_file(run_folder, "inference/coco_instances_results.json")
     try:
         detections: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"{path} is damaged ({error}); evaluate the run again") from error
     return detections
-
-
-def _find(run_folder: Path, name: str) -> Path:
-    path = run_folder / name
-    if not path.is_file():
-        raise DataError(
-            f"{path} is missing: {run_folder} must be the OUTPUT_DIR of an evaluated run"
-        )
-    return path
 
 
 def subtract(a: ErrorAnalysis, b: ErrorAnalysis) -> ErrorAnalysis:
