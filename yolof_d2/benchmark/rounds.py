@@ -56,11 +56,9 @@ def run_rounds(
         for parts in (False, True):
             for contender, kept in order:
                 seconds = time_step(contender, mode, parts=parts)
-                if number < warmup:
-                    continue
-                if parts:
+                if number >= warmup and parts:
                     kept["parts"].append(seconds)
-                else:
+                elif number >= warmup:
                     kept["whole"].append(sum(seconds.values()))
         order.reverse()
         if number == 0:

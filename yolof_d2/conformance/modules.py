@@ -51,6 +51,11 @@ class ModuleSubject(ABC):
     def make_input(self, part: nn.Module, batch: int, size: tuple[int, int]) -> Tensor:
         """Draw random input, float32 (``batch``, C, H, W)."""
 
+    def livened_with_input(self) -> tuple[nn.Module, Tensor]:
+        """Build a :func:`livened` part, and draw an input of two images."""
+        part = livened(self.build())
+        return part, self.make_input(part, 2, self.size)
+
     @abstractmethod
     def outputs(self, part: nn.Module, x: Tensor) -> dict[str, Tensor]:
         """Run ``part`` and name what it returns; raise if that is of the wrong kind."""
@@ -120,13 +125,9 @@ def gradients_reach_every_parameter(subject: ModuleSubject) -> None:
 
 def evaluation_is_deterministic(subject: ModuleSubject) -> None:
     """In evaluation the same input gives the same output."""
-    part = livened(subject.build())
-    x = subject.make_input(part, 2, subject.size)
-    expect_same(
-        _run(subject, part, x),
-        _run(subject, part, x),
-        "in evaluation two runs on the same input differ",
-    )
+    part, x = subject.livened_with_input()
+    first, second = _run(subject, part, x), _run(subject, part, x)
+    expect_same(second, first, "in evaluation two runs on the same input differ")
 
 
 def input_is_left_alone(subject: ModuleSubject) -> None:
@@ -190,8 +191,7 @@ def _works_under_autocast(subject: ModuleSubject, dtype: torch.dtype) -> None:
 
 def weights_survive_saving_and_loading(subject: ModuleSubject) -> None:
     """All that the output depends on is in the state dict."""
-    part = livened(subject.build())
-    x = subject.make_input(part, 2, subject.size)
+    part, x = subject.livened_with_input()
     with torch.no_grad():
         subject.outputs(part.train(), x)  # moves running statistics off their start
     file = io.BytesIO()
@@ -210,8 +210,7 @@ def weights_survive_saving_and_loading(subject: ModuleSubject) -> None:
 
 def can_be_copied_and_pickled(subject: ModuleSubject) -> None:
     """Moving averages of weights copy a part, worker processes pickle it."""
-    part = livened(subject.build())
-    x = subject.make_input(part, 2, subject.size)
+    part, x = subject.livened_with_input()
     wanted = _run(subject, part, x)
     with raising_means("copy.deepcopy failed"):
         copied = copy.deepcopy(part)

@@ -56,13 +56,9 @@ class Scene:
 
     def to(self, device: str) -> Scene:
         """Return the same on ``device``."""
-        return dataclasses.replace(
-            self,
-            anchors=self.anchors.to(device),
-            logits=self.logits.to(device),
-            boxes=self.boxes.to(device),
-            truth=map_truth(self.truth, lambda value: value.to(device)),
-        )
+        own = {name: getattr(self, name).to(device) for name in ("anchors", "logits", "boxes")}
+        truth = map_truth(self.truth, lambda value: value.to(device))
+        return dataclasses.replace(self, **own, truth=truth)
 
     def alone(self, n: int) -> Scene:
         """Return image ``n`` as a batch of its own, with as little padding as possible."""
