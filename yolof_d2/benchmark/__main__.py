@@ -56,22 +56,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar=("TRAINING", "INFERENCE"),
         help="images of a step (default: 2 1 on a GPU, 1 1 on a CPU)",
     )
-    parser.add_argument(
-        "--objects",
-        type=int,
-        default=7,
-        help="ground truth boxes of a training image (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--boxes",
-        type=int,
-        default=300,
-        help="candidates of a test image that pass the score threshold (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--warmup", type=int, help="rounds before those that count (default: 50; 1 on a CPU)"
-    )
-    parser.add_argument("--iterations", type=int, help="rounds that count (default: 200; 6)")
+    add = parser.add_argument
+    add("--objects", type=int, default=7, help="boxes in a training image (default: %(default)s)")
+    passing = "candidates above the score threshold in a test image (default: %(default)s)"
+    add("--boxes", type=int, default=300, help=passing)
+    add("--warmup", type=int, help="rounds before those that count (default: 50; 1 on a CPU)")
+    add("--iterations", type=int, help="rounds that count (default: 200; 6 on a CPU)")
     parser.add_argument(
         "--output",
         type=Path,

@@ -114,17 +114,13 @@ class Trainer(DefaultTrainer):
         """Detectron2's loader with our mapper, or with mosaics (``INPUT.MOSAIC``)."""
         if cfg.INPUT.MOSAIC.PROB == 0:
             return build_detection_train_loader(cfg, mapper=build_mapper(cfg, is_train=True))
-        # Read as Detectron2 would (for a model without keypoints), and wrapped here, so that the
-        # loader and the mosaics share one copy.
-        dataset = DatasetFromList(
-            get_detection_dataset_dicts(
-                cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-            ),
-            copy=False,
+        # Read as Detectron2 does, and wrapped here: the loader and the mosaics share one copy.
+        records = get_detection_dataset_dicts(
+            cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
         )
-        return build_detection_train_loader(
-            cfg, mapper=build_mosaic_mapper(cfg, dataset), dataset=dataset
-        )
+        dataset = DatasetFromList(records, copy=False)
+        mapper = build_mosaic_mapper(cfg, dataset)
+        return build_detection_train_loader(cfg, mapper=mapper, dataset=dataset)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:

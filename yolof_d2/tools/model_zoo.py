@@ -105,7 +105,7 @@ def _describe_backbone(cfg: CfgNode) -> str:
 
 
 def _is_model(file: Path) -> bool:
-    """Whether a config is to be run by itself; the others are only named by ``_BASE_``."""
+    """Return whether a config is run by itself, and not only named by ``_BASE_``."""
     return not file.name.startswith("Base-") and file.parent.name != "fragments"
 
 
@@ -170,14 +170,12 @@ def _table(rows: list[dict[str, str]]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Write the file, or with ``--check`` say whether it is up to date; returns the exit status."""
+    """Write the file, or with ``--check`` compare it; return the exit status."""
     parser = argparse.ArgumentParser("python -m yolof_d2.tools.model_zoo", description=__doc__)
     parser.add_argument("--configs", type=Path, default=Path("configs"))
     parser.add_argument("--records", type=Path, default=Path("records"))
     parser.add_argument("--output", type=Path, default=Path("MODEL_ZOO.md"))
-    parser.add_argument(
-        "--check", action="store_true", help="change nothing; exit 1 if out of date"
-    )
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if out of date")
     args = parser.parse_args(argv)
     for folder in (args.configs, args.records):
         if not folder.is_dir():
@@ -186,12 +184,10 @@ def main(argv: list[str] | None = None) -> int:
         text = render(args.configs, args.records)
     except UserError as error:
         sys.exit(f"error: {error}")
-    if args.check:
-        current = args.output.read_text() if args.output.is_file() else ""
-        if current != text:
-            sys.exit(f"{args.output} is out of date; run python -m yolof_d2.tools.model_zoo")
-        return 0
-    write_text(args.output, text, durable=False)
+    if not args.check:
+        write_text(args.output, text, durable=False)
+    elif not args.output.is_file() or args.output.read_text() != text:
+        sys.exit(f"{args.output} is out of date; run python -m yolof_d2.tools.model_zoo")
     return 0
 
 
