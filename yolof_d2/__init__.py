@@ -17,8 +17,7 @@ __all__ = ["add_yolof_config"]
 
 
 def __getattr__(name: str) -> Any:
-    # On first use and not above, since it imports torch: planning and reporting sweeps, which only
-    # need files and errors of this package, would wait seconds for it.
+    # Imports torch, for seconds, which planning and reporting sweeps do not need.
     if name == "add_yolof_config":
         from .config import add_yolof_config
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class UserError(Exception):
-    """Something the user can mend; the message says what was got, what was expected, what to do."""
+    """An error the user can fix; the message says what was got, what was expected, what to do."""
 
 
 class ConfigError(UserError, ValueError):
@@ -22,5 +22,5 @@ class NonFiniteLossError(UserError, FloatingPointError):
 class TrainingStopped(BaseException):
     """Training was asked to stop, and has saved a checkpoint to go on from.
 
-    No error: like ``KeyboardInterrupt`` it passes by what reports errors.
+    It is no error: like ``KeyboardInterrupt``, it is not an ``Exception``.
     """

@@ -1,12 +1,15 @@
-"""Files that are written whole or not at all. Needs no torch."""
+"""Write files whole or not at all. Needs no torch."""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from yolof_d2.errors import DataError
 
 
 @contextmanager
@@ -15,7 +18,7 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
 
     Args:
         path: its folder is made if it is not there.
-        durable: wait until the disk has the content; what can be made again need not.
+        durable: wait until the content is on the disk.
 
     Yields:
         A file to write bytes to. After an exception the old file is untouched.
@@ -33,9 +36,32 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
                 os.fsync(file.fileno())
         partial.replace(path)
     except BaseException:
-        with suppress(OSError):  # what is left of it takes space, perhaps on a full disk
+        with suppress(OSError):  # it takes space, perhaps on a full disk
             partial.unlink(missing_ok=True)
         raise
+
+
+def find_run_file(run_folder: Path, name: str) -> Path:
+    """Return the path of a file of an evaluated run.
+
+    Raises:
+        DataError: it is not there.
+    """
+    path = run_folder / name
+    if not path.is_file():
+        raise DataError(
+            f"{path} is missing: {run_folder} must be the OUTPUT_DIR of an evaluated run"
+        )
+    return path
+
+
+def nan_to_none(value: Any) -> Any:
+    """Replace NaN in nested dicts and lists by None, as JSON cannot hold it."""
+    if isinstance(value, dict):
+        return {key: nan_to_none(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [nan_to_none(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def write_text(path: Path, text: str, *, durable: bool = True) -> None:

@@ -15,7 +15,8 @@ from yolof_d2.config import build_cfg
 from yolof_d2.data import register_datasets
 from yolof_d2.evaluation.pictures import SCORE_THRESH, draw_images, pick_images
 
-from .errors import DataError, UserError
+from .command import run_command
+from .files import find_run_file
 
 logger = logging.getLogger("yolof_d2.visualize")
 
@@ -25,45 +26,31 @@ def draw_run(
 ) -> None:
     """Save one picture with a row per image: ground truth on the left, predictions on the right.
 
-    Reads what the run left behind, its ``config.yaml`` and the detections of its last evaluation;
-    no model is built.
-
-    Args:
-        run_folder: the run's ``OUTPUT_DIR``.
-        output: the picture to write.
-        num_images: images with the most objects come first, then those without any.
-        score_thresh: predictions below it are not drawn.
+    Reads ``config.yaml`` and the detections of the last evaluation in ``run_folder``, the run's
+    ``OUTPUT_DIR``; no model is built. Images with the most objects come first. Predictions with a
+    score below ``score_thresh`` are left out.
 
     Raises:
         DataError: the folder holds no evaluated run.
         ConfigError: its config cannot be read.
     """
-    detections_file = run_folder / "inference" / "coco_instances_results.json"
-    for path in (run_folder / "config.yaml", detections_file):
-        if not path.is_file():
-            raise DataError(
-                f"{path} is missing: {run_folder} must be the OUTPUT_DIR of an evaluated run"
-            )
-    cfg = build_cfg(str(run_folder / "config.yaml"))
+    config_file = find_run_file(run_folder, "config.yaml")
+    detections_file = find_run_file(run_folder, "inference/coco_instances_results.json")
+    cfg = build_cfg(str(config_file))
     register_datasets(cfg, eval_only=True)
     name = cfg.DATASETS.TEST[0]
-    records = DatasetCatalog.get(name)
-    metadata = MetadataCatalog.get(name)
-
-    picked = pick_images(records, num_images)
-    picture = draw_images(picked, metadata, detections_file, score_thresh=score_thresh)
+    picked = pick_images(DatasetCatalog.get(name), num_images)
+    picture = draw_images(
+        picked, MetadataCatalog.get(name), detections_file, score_thresh=score_thresh
+    )
     output.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(picture).save(output)
-    logger.info(
-        "%d images (left: ground truth, right: predictions with score >= %s): %s",
-        len(picked),
-        score_thresh,
-        output,
-    )
+    sides = f"left: ground truth, right: predictions with score >= {score_thresh}"
+    logger.info("%d images (%s): %s", len(picked), sides, output)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
+    """Run the command; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run_folder", type=Path, help="OUTPUT_DIR of an evaluated run")
     parser.add_argument(
@@ -72,19 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--num-images", type=int, default=8)
     parser.add_argument("--score-thresh", type=float, default=SCORE_THRESH)
     args = parser.parse_args(arguments)
-    logging.basicConfig(format="%(message)s")
-    logger.setLevel(logging.INFO)
-    try:
-        draw_run(
-            args.run_folder,
-            args.output or args.run_folder / "predictions.png",
-            num_images=args.num_images,
-            score_thresh=args.score_thresh,
-        )
-    except UserError as error:
-        logger.error("error: %s", error)
-        return 1
-    return 0
+    args.output = args.output or args.run_folder / "predictions.png"
+    return run_command(logger.name, lambda: draw_run(**vars(args)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""An encoder and a matcher of one's own, with their config keys, in one file outside the package.
+"""Example of parts outside the package: an encoder and a matcher, with their config keys.
 
 Use them with ``PLUGINS "('docs/plugin_example/my_parts.py',)"``; check them with
 ``python -m yolof_d2.conformance docs/plugin_example/my_parts.py``.
@@ -26,7 +26,7 @@ def add_config(cfg: CfgNode) -> None:
 
 @ENCODER_REGISTRY.register()
 class LargeKernelEncoder(Encoder):
-    """Covers object scales by large depth-wise kernels, where YOLOF has dilated small ones."""
+    """Cover object scales by large depth-wise kernels, where YOLOF has small dilated ones."""
 
     @configurable
     def __init__(
@@ -69,7 +69,7 @@ class LargeKernelEncoder(Encoder):
 
 @MATCHER_REGISTRY.register()
 class CenterDistanceMatcher(Matcher):
-    """Gives each object the ``topk`` anchors nearest in place and size; an anchor has one object.
+    """Match each object to the ``topk`` anchors nearest in place and size.
 
     Distance is that of the centres, in object sizes, plus the absolute logarithm of the ratio of
     sizes; size is the square root of the area. Of several objects an anchor goes to the nearest.
@@ -110,7 +110,7 @@ class CenterDistanceMatcher(Matcher):
 
 
 def _distance(objects: Tensor, anchors: Tensor) -> Tensor:
-    """Distance as the matcher has it of XYXY boxes (..., 4) that broadcast."""
+    """Return the matcher's distance between XYXY boxes (..., 4), which broadcast."""
     offset = (objects[..., :2] + objects[..., 2:] - anchors[..., :2] - anchors[..., 2:]) / 2
     object_size, anchor_size = (
         (boxes[..., 2:] - boxes[..., :2]).clamp(min=1).prod(dim=-1).sqrt()

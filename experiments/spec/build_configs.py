@@ -17,11 +17,12 @@ import yaml
 from detectron2.config import CfgNode
 
 from experiments.store.records import ResolvedConfig
-from yolof_d2.config import build_cfg, num_classes_node
+from yolof_d2.config import build_cfg
 from yolof_d2.data import resolve_datasets
 from yolof_d2.data.datasets import find_data_path
 from yolof_d2.engine import Launch, preflight
 from yolof_d2.errors import UserError
+from yolof_d2.modeling.families import family_of
 
 from .resolve import ConfigAnswer, ConfigRequest
 
@@ -41,7 +42,7 @@ def resolve(request: ConfigRequest) -> ConfigAnswer:
     files = [*_config_files(request.config), *_plugin_files(cfg), *_data_files(cfg)]
     return ConfigAnswer(
         config=ResolvedConfig(cfg),
-        model_node=num_classes_node(cfg) or None,
+        model_node=family_of(cfg).node or None,
         files=dict.fromkeys(sorted(set(files)), ""),
     )
 

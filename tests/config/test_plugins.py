@@ -133,7 +133,7 @@ def test_what_cannot_be_imported_is_said(entries, said):
         load_plugins(entries)
 
 
-def test_an_error_inside_a_plugin_is_named_and_mending_it_helps(write_parts, tmp_path):
+def test_an_error_inside_a_plugin_is_named_and_fixing_it_helps(write_parts, tmp_path):
     file = write_parts("", text="raise RuntimeError('not today')\n")
     for _ in range(2):
         with pytest.raises(ConfigError, match="RuntimeError: not today"):

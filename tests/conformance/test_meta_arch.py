@@ -70,12 +70,12 @@ class SwapsItsParts(YOLOF):
     detector_family = _SwappedParts()
 
 
-class _WrongThreshold(YOLOFFamily):
-    threshold = "nms_thresh"
-
-
-class HasAnotherThreshold(YOLOF):
-    detector_family = _WrongThreshold()
+class IgnoresItsThreshold(YOLOF):
+    def postprocess(self, *args):
+        kept, self.score_thresh = self.score_thresh, 0.0
+        results = super().postprocess(*args)
+        self.score_thresh = kept
+        return results
 
 
 class _Uncounted(YOLOFFamily):
@@ -104,6 +104,6 @@ class TestMetaArch(SlotTests):
             ("wanted three times as many", HasAClassCountOfItsOwn)
         ],
         "family_tells_the_parts": [("the parts ended in the order", SwapsItsParts)],
-        "family_sets_the_threshold": [("are not all above it", HasAnotherThreshold)],
+        "family_sets_the_threshold": [("are not all above it", IgnoresItsThreshold)],
         "family_counts_matches": [("no matches are counted", CountsNoMatches)],
     }

@@ -266,7 +266,7 @@ def test_the_log_has_the_tables_and_nothing_of_the_library(tmp_path, caplog):
         "Evaluation results for bbox",
         "Average recall for bbox",
         "Per-category bbox AP",
-        "AP50 points that mending",
+        "AP50 gained by fixing",
     ):
         assert sum(title in message for message in ours) == 1
     assert not [r for r in caplog.records if r.name.startswith("faster_coco_eval")]

@@ -15,6 +15,7 @@ from torch import nn
 
 from tests.small import data_keys, read_lines, write_data
 from yolof_d2.benchmark.contender import Options, make_image
+from yolof_d2.benchmark.memory import measure_memory
 from yolof_d2.benchmark.run import run_benchmark
 from yolof_d2.config import build_cfg, load_plugins, num_classes, set_num_classes
 from yolof_d2.conformance import find_cases
@@ -241,8 +242,13 @@ def test_a_plugin_detector_trains_and_its_matches_are_measured(tmp_path, name):
     assert ("match/positives_per_gt" in found) == (name != "Undeclared")
 
 
-def test_plugin_detectors_are_benchmarked_with_built_in_ones(tmp_path):
+def test_plugin_detectors_are_benchmarked_with_built_in_ones(tmp_path, monkeypatch):
     names = ["MyYOLOF", "MyRetina", "GridDetector"]
+
+    def measure_last(name, cfg, options):  # each would take seconds to start a process
+        return measure_memory(name, cfg, options) if name == names[-1] else {}
+
+    monkeypatch.setattr("yolof_d2.benchmark.run.measure_memory", measure_last)
     files = [make_config(tmp_path, name) for name in names]
     record = run_benchmark(files, ["MODEL.DEVICE", "cpu"], OPTIONS)
     assert [model["model"] for model in record["models"]] == names
@@ -251,6 +257,7 @@ def test_plugin_detectors_are_benchmarked_with_built_in_ones(tmp_path):
         assert model["multiply_adds"]["backbone"] > 0 and model["multiply_adds"]["decoder"] > 0
         assert model["training"]["median_seconds"] > 0
     assert record["models"][2]["multiply_adds"]["encoder"] == 0
+    assert record["models"][2]["peak_memory_mib"]["training"]["process"] > 0
 
     with pytest.raises(ConfigError, match=r"Undeclared cannot be told: the class declares no"):
         run_benchmark([make_config(tmp_path, "Undeclared")], ["MODEL.DEVICE", "cpu"], OPTIONS)

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from yolof_d2.errors import UserError
+from yolof_d2.command import run_command
 from yolof_d2.files import write_text
 
 from .contender import Options
 from .report import describe_ratio, draw, render
 from .run import choose_device, run_benchmark
-
-logger = logging.getLogger("yolof_d2.benchmark")
 
 FORMAT = 1
 """Version of the JSON record."""
@@ -25,7 +22,7 @@ DEFAULT_CONFIGS = (
     "configs/yolof_R_50_C5_1x.yaml",
     "configs/baselines/retinanet_R_50_FPN_1x_yolof_recipe.yaml",
 )
-# (on a GPU, on a CPU): there, a step of the default models takes seconds.
+# (on a GPU, on a CPU), where a step of the default models takes seconds.
 _BATCH_SIZE = ((2, 1), (1, 1))
 _WARMUP = (50, 1)
 _ITERATIONS = (200, 6)
@@ -59,22 +56,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar=("TRAINING", "INFERENCE"),
         help="images of a step (default: 2 1 on a GPU, 1 1 on a CPU)",
     )
-    parser.add_argument(
-        "--objects",
-        type=int,
-        default=7,
-        help="ground truth boxes of a training image (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--boxes",
-        type=int,
-        default=300,
-        help="candidates of a test image that pass the score threshold (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--warmup", type=int, help="rounds before those that count (default: 50; 1 on a CPU)"
-    )
-    parser.add_argument("--iterations", type=int, help="rounds that count (default: 200; 6)")
+    add = parser.add_argument
+    add("--objects", type=int, default=7, help="boxes in a training image (default: %(default)s)")
+    passing = "candidates above the score threshold in a test image (default: %(default)s)"
+    add("--boxes", type=int, default=300, help=passing)
+    add("--warmup", type=int, help="rounds before those that count (default: 50; 1 on a CPU)")
+    add("--iterations", type=int, help="rounds that count (default: 200; 6 on a CPU)")
     parser.add_argument(
         "--output",
         type=Path,
@@ -93,10 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> str:
-    """Measure, and write what was measured.
-
-    Returns:
-        What to print: the tables, the names of the files, and the ratios last.
+    """Measure, write files, and return text: the tables, the names of the files, the ratios.
 
     Raises:
         ConfigError: a config or an option that cannot be used.
@@ -122,16 +106,9 @@ def run(args: argparse.Namespace) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+    """Run the command; return the exit status."""
     args = build_parser().parse_args(argv)
-    logging.basicConfig(format="%(message)s")
-    logger.setLevel(logging.INFO)
-    try:
-        sys.stdout.write(run(args) + "\n")
-    except (UserError, OSError) as error:
-        logger.error("error: %s", error)
-        return 1
-    return 0
+    return run_command("yolof_d2.benchmark", lambda: sys.stdout.write(run(args) + "\n"))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Keeps page faults out of the times of a CPU."""
+"""Keep page faults out of the times of a CPU."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _M_MMAP_MAX, _MMAP_MAX = -4, 65536
 
 @contextmanager
 def freed_memory_kept() -> Iterator[bool]:
-    """Inside, memory that is freed stays with the process, as PyTorch keeps it on a GPU.
+    """Keep freed memory in the process, as PyTorch does on a GPU.
 
-    glibc gives large blocks back to the system, and gets them again page by page. That is up to
+    glibc gives large blocks back to the system, and gets them again page by page. That takes up to
     half of a step on a CPU, and how much depends on what the process did before.
 
     Yields:
-        Whether it is so: allocators of other systems are left as they are.
+        Whether it worked; it needs glibc.
     """
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt"):

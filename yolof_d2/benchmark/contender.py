@@ -1,4 +1,4 @@
-"""One model of the comparison: fixed input, weights that keep values in range, its two steps."""
+"""A model of the comparison: fixed input, weights that keep values in range, two steps."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Options:
-    """What all models are given alike."""
+    """Input and number of rounds, the same for all models."""
 
     size: tuple[int, int]  # height and width of an image, in pixels
     batch_size: tuple[int, int]  # images of a training step, and of an inference
@@ -40,22 +40,17 @@ class Options:
 
 
 class Contender:
-    """A model with everything that its steps need; the work is the same in every step.
+    """A model, and what its steps need.
 
-    The learning rate is 0, so that the optimizer does its work and the weights stay as they are:
-    matches and losses are the same in every step.
+    The learning rate is 0: the optimizer does its work, but weights, matches and losses are the
+    same in every step.
     """
 
     def __init__(self, name: str, cfg: CfgNode, options: Options):
-        """
-        Args:
-            name: for tables.
-            cfg: its ``MODEL.DEVICE`` is where the steps run, ``SOLVER.AMP`` their precision.
-            options: the input.
+        """Build the model on ``MODEL.DEVICE``, with the precision of ``SOLVER.AMP``.
 
         Raises:
-            ConfigError: the parts of the model cannot be told apart, or more candidates are wanted
-            than it has.
+            ConfigError: the parts of the model are not known, or it has too few candidates.
         """
         torch.manual_seed(SEED)
         self.name = name
@@ -65,8 +60,7 @@ class Contender:
         self.device = torch.device(cfg.MODEL.DEVICE)
         train_batch, test_batch = options.batch_size
         classes = num_classes(cfg) or 1
-        # Of different images in training. In inference they are equal, so that the stated number
-        # of candidates is that of each of them.
+        # Images of inference are equal, so that each has the stated number of candidates.
         images = [make_image(options, classes, seed=SEED + i) for i in range(train_batch)]
         self.test_inputs = [{"image": images[0]["image"]}] * test_batch
         optimizer = Trainer.build_optimizer(cfg, self.model)
@@ -122,13 +116,13 @@ class Contender:
         }
 
     def _score(self) -> tuple[list[Tensor], list[dict[str, Instances]]]:
-        """Scores of all candidates of each image, as they are compared with the threshold."""
+        """Return the scores of all candidates of each image, and the detections."""
         with self._family.candidate_scores(self.model) as scores:
             return scores, self.detect()
 
 
 class _MarkingTrainer(MixedPrecisionTrainer):
-    """The trainer, which says when the backward pass has ended."""
+    """Mark the end of the backward pass."""
 
     mark: Mark
 
@@ -138,10 +132,10 @@ class _MarkingTrainer(MixedPrecisionTrainer):
 
 
 def make_image(options: Options, classes: int, seed: int) -> dict[str, Any]:
-    """Make noise with boxes, as a mapper gives an image: the same for the same seed.
+    """Draw noise with boxes, as a mapper gives an image: the same for the same seed.
 
-    Boxes have sides from 16 pixels, or a quarter of the image's where that is less, to half of the
-    image's, evenly in their logarithm.
+    Sides of boxes are uniform in their logarithm, from 16 pixels (at most a quarter of the image)
+    to half of the image.
     """
     generator = torch.Generator().manual_seed(seed)
     height, width = options.size
@@ -159,12 +153,11 @@ def make_image(options: Options, classes: int, seed: int) -> dict[str, Any]:
 
 @contextmanager
 def norms_fitted(model: nn.Module) -> Iterator[None]:
-    """Give weights to a model with which a forward pass inside keeps values near 1.
+    """Draw weights with which values stay near 1, and fit norms to the forward pass inside.
 
-    Untrained weights do not: a ResNet with frozen norms makes values larger with each block, past
+    With untrained weights, a ResNet with frozen norms makes values larger with each block, past
     what half precision can hold, and a RetinaNet head makes them so small that all scores are
-    equal. So weights are drawn with variance 1 / fan-in here, and norms take the statistics of what
-    passes through them inside, as training would have given them.
+    equal. So weights get the variance 1 / fan-in, and norms the statistics of their input.
     """
 
     def fit(norm: Any, inputs: tuple[Tensor, ...]) -> None:

@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds by part, without running the model."""
+"""Count parameters and multiply-adds by part, without running the model."""
 
 from __future__ import annotations
 
@@ -20,16 +20,15 @@ def describe_cost(cfg: CfgNode, size: tuple[int, int]) -> dict[str, Any]:
     """Count what MODEL_ZOO.md counts, part by part.
 
     Args:
-        cfg: of a model whose family tells its parts apart.
         size: height and width of an image in pixels, before padding.
 
     Returns:
         ``padded_size``: height and width that the model sees; ``parameters``: ``trainable`` and
         ``frozen`` of each part; ``multiply_adds`` of each part, for one image; ``not_counted``:
-        the operators that count as nothing.
+        names of the other operators.
 
     Raises:
-        ConfigError: the parts of the model cannot be told apart.
+        ConfigError: the parts of the model are not known.
     """
     model = build_meta_model(cfg)
     padded = family_of_model(model).padded_size(model, size)
@@ -90,7 +89,7 @@ def count_by_part(model: nn.Module, size: tuple[int, int]) -> tuple[dict[str, in
 
 
 class _OperatorNames(TorchDispatchMode):
-    """Notes which operators run, but for those that only look at a tensor in another shape."""
+    """Note which operators run, except views."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Peak memory of each mode, in a process that holds this one model."""
+"""Measure the peak memory of each mode, in a process that holds one model."""
 
 from __future__ import annotations
 

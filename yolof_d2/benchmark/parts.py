@@ -1,4 +1,4 @@
-"""The parts of a step in time, and marks between them."""
+"""Parts of a step, and marks between them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,8 @@ from yolof_d2.modeling.families import family_of_model
 
 PARTS = {
     "training": (
-        "backbone",
-        "encoder",
-        "decoder",
-        "matching and loss",
-        "backward",
-        "optimizer",
-        "other",
+        *("backbone", "encoder", "decoder"),
+        *("matching and loss", "backward", "optimizer", "other"),
     ),
     "inference": ("backbone", "encoder", "decoder", "post-processing", "other"),
 }
@@ -29,10 +24,10 @@ Mark = Callable[[str], None]
 
 @contextmanager
 def marked(model: nn.Module, mark: Mark) -> Iterator[None]:
-    """Inside, the forward pass of ``model`` calls ``mark`` at the end of each of its parts.
+    """Call ``mark`` at the end of each part of a forward pass of ``model`` inside.
 
     Raises:
-        ConfigError: the model's family does not tell its parts apart.
+        ConfigError: the parts of the model are not known.
     """
     parts = family_of_model(model).find_parts(model)
     behind = {True: "matching and loss", False: "post-processing"}

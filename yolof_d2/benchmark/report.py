@@ -1,4 +1,4 @@
-"""The record of a benchmark as a table and as a picture."""
+"""Show the record of a benchmark as tables and as a picture."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _COLORS = {
 
 
 def render(record: dict[str, Any]) -> str:
-    """Markdown: what was measured, a table per mode, one of sizes, and the ratios to the first."""
+    """Return Markdown: a table per mode, one of sizes, and the ratios to the first model."""
     settings, models = record["settings"], record["models"]
     kind = _memory_kind(record)
     before = models[0]["peak_memory_mib"]["before"]["process"]
@@ -56,7 +56,7 @@ def render(record: dict[str, Any]) -> str:
 
 
 def describe_machine(record: dict[str, Any]) -> str:
-    """Device, threads or arithmetic, and PyTorch's version, in one line."""
+    """Return device, threads or arithmetic, and PyTorch's version, in one line."""
     settings, hardware = record["settings"], record["hardware"]
     if settings["device"] == "cuda":
         tf32 = [name.replace("_", " ") for name, used in settings["tf32"].items() if used]
@@ -70,7 +70,7 @@ def describe_machine(record: dict[str, Any]) -> str:
 
 
 def describe_ratio(record: dict[str, Any], model: dict[str, Any]) -> str:
-    """One line: what a model costs for each unit that the first one costs."""
+    """Return one line: the costs of a model relative to the first one."""
     first = record["models"][0]
     parts = []
     for mode in PARTS:
@@ -88,21 +88,11 @@ def describe_ratio(record: dict[str, Any], model: dict[str, Any]) -> str:
 
 
 def draw(record: dict[str, Any], files: Sequence[Path]) -> None:
-    """Draw the time of each part, a bar for each model, training beside inference.
-
-    Args:
-        record: of :func:`~yolof_d2.benchmark.run.run_benchmark`.
-        files: where to save it; their suffixes say the format.
-    """
+    """Draw the time of each part, a bar for each model, training beside inference."""
     models = record["models"]
-    with matplotlib.rc_context(
-        {
-            "font.size": 9,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "svg.hashsalt": "benchmark",
-        }
-    ):
+    settings: dict[Any, Any] = {"font.size": 9, "svg.hashsalt": "benchmark"}
+    settings |= dict.fromkeys(("axes.spines.top", "axes.spines.right"), False)
+    with matplotlib.rc_context(settings):
         figure = Figure(figsize=(12, 2.2 + 0.6 * len(models)), layout="constrained")
         bars: dict[str, Any] = {}
         for axes, (mode, parts) in zip(figure.subplots(1, 2), PARTS.items(), strict=True):

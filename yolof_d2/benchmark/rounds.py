@@ -1,4 +1,4 @@
-"""Steps of several models in turn, and the figures that are made of their times."""
+"""Time steps of several models in turn, and sum up the times."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Times(TypedDict):
 
 
 def time_step(contender: Contender, mode: str, *, parts: bool) -> dict[str, float]:
-    """Run one step of a mode; gives seconds by part, or of the whole as ``other``."""
+    """Run one step of a mode; return seconds by part, or of the whole as ``other``."""
     stopwatch = Stopwatch(contender.device)
     mark: Callable[[str], None] = stopwatch.mark if parts else lambda _: None
     with marked(contender.model, mark) if parts else nullcontext():
@@ -45,13 +45,7 @@ def run_rounds(
     """Time the models in turn, so that what disturbs the machine disturbs all of them.
 
     A round is a step of each model as it is, then one of each with its parts marked. The order of
-    the models is turned round from one round to the next.
-
-    Args:
-        contenders: the models.
-        mode: ``"training"`` or ``"inference"``.
-        warmup: rounds that are thrown away.
-        iterations: rounds that are kept.
+    the models is reversed from one round to the next. The first ``warmup`` rounds do not count.
     """
     times: list[Times] = [{"whole": [], "parts": []} for _ in contenders]
     for contender in contenders:
@@ -62,11 +56,9 @@ def run_rounds(
         for parts in (False, True):
             for contender, kept in order:
                 seconds = time_step(contender, mode, parts=parts)
-                if number < warmup:
-                    continue
-                if parts:
+                if number >= warmup and parts:
                     kept["parts"].append(seconds)
-                else:
+                elif number >= warmup:
                     kept["whole"].append(sum(seconds.values()))
         order.reverse()
         if number == 0:
@@ -76,21 +68,12 @@ def run_rounds(
 
 
 def summarise(times: Times, first: Times, mode: str, batch_size: int) -> dict[str, Any]:
-    """Make the figures of one model in one mode.
-
-    Args:
-        times: of the model.
-        first: of the model that it is compared with, from the same rounds.
-        mode: ``"training"`` or ``"inference"``.
-        batch_size: images of a step.
-    """
+    """Sum up the times of a model, compared with the ``first`` one in the same rounds."""
     ratios = [mine / other for mine, other in zip(times["whole"], first["whole"], strict=True)]
     median = statistics.median(times["whole"])
     low, high, confidence = median_interval(ratios)
-    marks = [
-        sum(parts.values()) / whole
-        for parts, whole in zip(times["parts"], times["whole"], strict=True)
-    ]
+    steps = zip(times["parts"], times["whole"], strict=True)
+    marks = [sum(parts.values()) / whole for parts, whole in steps]
     return {
         "batch_size": batch_size,
         "median_seconds": median,
@@ -112,19 +95,16 @@ def summarise(times: Times, first: Times, mode: str, batch_size: int) -> dict[st
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The smallest value that at least ``percent`` of all do not exceed."""
+    """Return the smallest value that at least ``percent`` of all do not exceed."""
     return sorted(values)[max(math.ceil(len(values) * percent / 100) - 1, 0)]
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Interval of the median, whatever the distribution that the values are drawn from.
+    """Return a confidence interval of the median, for any distribution, and its confidence.
 
-    A value falls below the median as a coin falls, so that the median lies between the k-th
-    smallest and the k-th largest value unless fewer than k of n coins fall on one side. k is the
-    largest with a confidence of :data:`CONFIDENCE`, or 1 where there are too few values for it.
-
-    Returns:
-        lower bound, upper bound, and the confidence that they have.
+    The number of values below the median is binomial (n, 1/2): the median lies between the k-th
+    smallest and the k-th largest value unless fewer than k of n are on one side. k is the largest
+    with a confidence of :data:`CONFIDENCE`, or 1 where there are too few values for it.
     """
     ordered, n = sorted(values), len(values)
 

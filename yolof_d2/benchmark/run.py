@@ -1,4 +1,4 @@
-"""The whole comparison, from config files to a record of all figures."""
+"""Run the comparison, from config files to a record of all figures."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MIN_SIDE = 32  # pixels; the stride of C5
 
 
 def choose_device(overrides: Sequence[str]) -> str:
-    """``MODEL.DEVICE`` if overrides have it, else a GPU if there is one, else the CPU.
+    """Return ``MODEL.DEVICE`` of the overrides, else a GPU if there is one, else the CPU.
 
     Raises:
         ConfigError: another kind of device, or a GPU where PyTorch sees none.
@@ -48,12 +48,9 @@ def choose_device(overrides: Sequence[str]) -> str:
 def run_benchmark(
     config_files: Sequence[str], overrides: Sequence[str], options: Options
 ) -> dict[str, Any]:
-    """Measure the models of some configs side by side.
+    """Measure the models of some configs side by side, and compare all with the first.
 
-    Args:
-        config_files: the first one is what the others are compared with.
-        overrides: ``KEY VALUE`` pairs for all of them, flat.
-        options: the input, and how often.
+    ``overrides`` are ``KEY VALUE`` pairs for all of them, flat.
 
     Returns:
         A record as plain JSON, which docs/benchmark.md describes.
@@ -61,7 +58,7 @@ def run_benchmark(
     Raises:
         ConfigError: a config or an option that cannot be used.
     """
-    provenance = describe_run()  # of the code and the time at which it starts
+    provenance = describe_run()  # before the code on disk can change
     check_options(options)
     device = choose_device(overrides)
     cfgs = _build_cfgs(config_files, overrides, device)
@@ -89,9 +86,8 @@ def run_benchmark(
         for mode, batch_size in zip(
             ("inference", "training"), reversed(options.batch_size), strict=True
         ):
-            times = run_rounds(
-                contenders, mode, warmup=options.warmup, iterations=options.iterations
-            )
+            rounds = {"warmup": options.warmup, "iterations": options.iterations}
+            times = run_rounds(contenders, mode, **rounds)
             for model, its_times in zip(models, times, strict=True):
                 model[mode] = summarise(its_times, times[0], mode, batch_size)
     return {
@@ -156,12 +152,12 @@ def _build_cfgs(
 
 @contextmanager
 def _naming(name: str, options: Options) -> Iterator[None]:
-    """Name the model for which an input is too large or of a wrong shape, or anything else."""
+    """Name the model and its input in errors that PyTorch raises inside."""
     try:
         yield
     except UserError:
         raise
-    except (RuntimeError, ValueError) as error:  # what PyTorch raises for such inputs
+    except (RuntimeError, ValueError) as error:  # of an input too large, or of a wrong shape
         message = str(error).strip().split("\n")[0]
         raise ConfigError(
             f"{name} does not run on {options.size[0]} x {options.size[1]} pixels at batch sizes "

@@ -1,4 +1,4 @@
-"""Time between marks, without waiting for the device in between."""
+"""Measure time between marks, without waiting for the device in between."""
 
 from __future__ import annotations
 
@@ -22,15 +22,11 @@ class Stopwatch:
         self._marks = [("", self._now())]
 
     def mark(self, part: str) -> None:
-        """Say that ``part`` has just ended; on a GPU, when what was queued for it has run."""
+        """Note the end of ``part``; on a GPU, when what was queued for it has run."""
         self._marks.append((part, self._now()))
 
     def stop(self) -> dict[str, float]:
-        """End the step; what comes after the last mark is ``other``.
-
-        Returns:
-            Seconds by part. Their sum is that of the whole step.
-        """
+        """End the step; return seconds by part, after the last mark as ``other``."""
         self.mark("other")
         self._wait()
         seconds: dict[str, float] = {}

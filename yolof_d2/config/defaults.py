@@ -109,17 +109,12 @@ def add_yolof_config(cfg: CfgNode) -> None:
     yolof.TOPK_CANDIDATES_TEST = 1000  # highest scores that enter the suppression
     yolof.NMS_THRESH_TEST = 0.6
 
-    _add_backbone_config(cfg)
     _add_baseline_config(cfg)
     _add_input_config(cfg)
 
     cfg.SOLVER.BACKBONE_LR_FACTOR = 1.0  # learning rate of the backbone, relative to BASE_LR
-    cfg.SOLVER.AMP.PRECISION = (
-        "fp16"  # or "bf16", which needs no loss scaling; read when SOLVER.AMP.ENABLED
-    )
-    cfg.TEST.BEST_METRIC = (
-        "bbox/AP"  # the checkpoint with the highest value is kept as model_best.pth; "" is off
-    )
+    cfg.SOLVER.AMP.PRECISION = "fp16"  # or "bf16", without loss scaling; see SOLVER.AMP.ENABLED
+    cfg.TEST.BEST_METRIC = "bbox/AP"  # its highest value is kept as model_best.pth; "" is off
     # Ground truth beside predictions, of the first NUM_IMAGES images (0 is off): every PERIOD
     # iterations, where an evaluation falls on them, and after the last evaluation.
     cfg.TEST.PICTURES = CfgNode({"NUM_IMAGES": 4, "PERIOD": 0})
@@ -135,7 +130,7 @@ def add_yolof_config(cfg: CfgNode) -> None:
     )
 
 
-def _add_backbone_config(cfg: CfgNode) -> None:
+def _add_baseline_config(cfg: CfgNode) -> None:
     # CSPDarkNet-53; MODEL.BACKBONE.FREEZE_AT counts as in ResNets: 1 the stem, 2 also res1, ...
     cfg.MODEL.CSPDARKNET = CfgNode(
         {
@@ -154,9 +149,6 @@ def _add_backbone_config(cfg: CfgNode) -> None:
             "NORM": "BN",  # or "FrozenBN"
         }
     )
-
-
-def _add_baseline_config(cfg: CfgNode) -> None:
     # FCOS as Detectron2 has it, which offers it to Python configs only.
     cfg.MODEL.FCOS = CfgNode(
         {

@@ -7,11 +7,13 @@ import difflib
 import functools
 import json
 import logging
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
+from yolof_d2.checks import require
 from yolof_d2.errors import ConfigError
 from yolof_d2.modeling.families import family_of, foreign_nodes, known_families
 
@@ -96,20 +98,17 @@ def _default_cfg(plugins: Sequence[str]) -> CfgNode:
 def _read_file(config_file: str) -> dict:
     try:
         content = CfgNode.load_yaml_with_base(config_file, allow_unsafe=True)
+        if not isinstance(content, dict):
+            raise TypeError(f"expected keys with values, got a {type(content).__name__}")
     except (OSError, AssertionError, KeyError, TypeError, yaml.YAMLError) as error:
         raise ConfigError(
             f"cannot read the config file {config_file!r}: {_one_line(error)}"
         ) from error
-    if not isinstance(content, dict):
-        raise ConfigError(
-            f"cannot read the config file {config_file!r}: expected keys with values, "
-            f"got a {type(content).__name__}"
-        )
     return content
 
 
 def _named_plugins(content: dict, overrides: Sequence[str]) -> Sequence[str]:
-    """The value of ``PLUGINS``, wanted before the rest is merged, as plug-ins may add keys."""
+    """Return ``PLUGINS``, before the rest is merged: plug-ins may add keys."""
     named = dict(zip(overrides[::2], overrides[1::2], strict=True)).get("PLUGINS")
     entries = content.get("PLUGINS", ()) if named is None else named
     if not isinstance(entries, str):
@@ -126,14 +125,10 @@ def validate_config(cfg: CfgNode) -> None:
     Raises:
         ConfigError: an impossible value; the message names the key.
     """
-    if cfg.SOLVER.AMP.PRECISION not in ("fp16", "bf16"):
-        raise ConfigError(
-            f"SOLVER.AMP.PRECISION must be 'fp16' or 'bf16', got {cfg.SOLVER.AMP.PRECISION!r}"
-        )
-    if not 0 <= cfg.INPUT.RANDOM_SHIFT.PROB <= 1:
-        raise ConfigError(
-            f"INPUT.RANDOM_SHIFT.PROB must lie in [0, 1], got {cfg.INPUT.RANDOM_SHIFT.PROB}"
-        )
+    precision, prob = cfg.SOLVER.AMP.PRECISION, cfg.INPUT.RANDOM_SHIFT.PROB
+    known = ("fp16", "bf16")
+    require(precision in known, "SOLVER.AMP.PRECISION", "be 'fp16' or 'bf16'", precision)
+    require(0 <= prob <= 1, "INPUT.RANDOM_SHIFT.PROB", "lie in [0, 1]", prob)
 
 
 def _raise_unknown(written: Sequence[str], known: Sequence[str], where: str) -> None:
@@ -145,17 +140,12 @@ def _raise_unknown(written: Sequence[str], known: Sequence[str], where: str) -> 
 
 
 def nearest_key(key: str, known: Sequence[str]) -> str:
-    """The known key closest to ``key``: the same last name elsewhere first, then spelling."""
-    leaf = key.rsplit(".", 1)[-1]
-    same_leaf = [candidate for candidate in known if candidate.rsplit(".", 1)[-1] == leaf]
-    similar_leaf = difflib.get_close_matches(
-        leaf, {name.rsplit(".", 1)[-1] for name in known}, 1, cutoff=0.8
-    )
-    if not same_leaf and similar_leaf:
-        same_leaf = [
-            candidate for candidate in known if candidate.rsplit(".", 1)[-1] == similar_leaf[0]
-        ]
-    return difflib.get_close_matches(key, same_leaf or known, 1, cutoff=0)[0]
+    """Return the closest known key: the same last name elsewhere first, then spelling."""
+    by_leaf: dict[str, list[str]] = defaultdict(list)
+    for name in known:
+        by_leaf[name.rsplit(".", 1)[-1]].append(name)
+    leaf = difflib.get_close_matches(key.rsplit(".", 1)[-1], by_leaf, 1, cutoff=0.8)
+    return difflib.get_close_matches(key, by_leaf[leaf[0]] if leaf else known, 1, cutoff=0)[0]
 
 
 def _raise_misplaced(cfg: CfgNode, defaults: CfgNode) -> None:
@@ -178,18 +168,13 @@ def _raise_misplaced(cfg: CfgNode, defaults: CfgNode) -> None:
         )
 
 
-def num_classes_node(cfg: CfgNode) -> str:
-    """Return the node under ``MODEL`` with the class count of the model; "" if it does not say."""
-    return family_of(cfg).node
-
-
 def num_classes(cfg: CfgNode) -> int | None:
     """Return the number of classes of the model that ``cfg`` builds; None if it does not say.
 
     Raises:
         ConfigError: the key that the model's family names is not there.
     """
-    node = num_classes_node(cfg)
+    node = family_of(cfg).node
     if node and "NUM_CLASSES" not in cfg.MODEL.get(node, {}):
         raise ConfigError(
             f"the family of MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} reads "
@@ -205,7 +190,7 @@ def set_num_classes(cfg: CfgNode, count: int) -> None:
     nodes = {node for node in nodes if "NUM_CLASSES" in cfg.MODEL.get(node, {})}
     for node in nodes:
         cfg.MODEL[node].NUM_CLASSES = count
-    if not num_classes_node(cfg):
+    if not family_of(cfg).node:
         logger.warning(
             "MODEL.META_ARCHITECTURE %s declares no family (docs/adding_a_part.md), so the key of "
             "its class count is not known. %d was written to NUM_CLASSES of %s under MODEL.",

@@ -1,4 +1,4 @@
-"""One reusable set of checks per slot: does a part, built in or your own, keep its contract?
+"""Check that a part, built in or your own, keeps the contract of its slot.
 
 On the command line: ``python -m yolof_d2.conformance my_parts.py``. In your own tests::
 

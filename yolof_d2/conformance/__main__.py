@@ -21,7 +21,7 @@ from .suite import Case, find_cases
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line: print one line per check; returns the exit code."""
+    """Print one line per check; return the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -48,15 +48,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_cases(cases: Iterable[Case]) -> Counter[str]:
-    """Run and report ``cases``; returns how many there are of each outcome."""
+    """Run and report ``cases``; return the number of each outcome."""
     counts: Counter[str] = Counter()
     for part, cases_of_part in itertools.groupby(cases, key=lambda case: case.part):
         for case in cases_of_part:
             outcome, why = _run(case)
             counts[outcome] += 1
-            _write(f"{part}  {case.check.__name__}  {outcome}{why and ': '}{why}")
+            _write(f"{part}  {case.check.__name__}  {outcome}{why}")
             if outcome == "FAILED" and case.is_first:
-                break  # there is nothing that the other checks could look at
+                break  # no part, so nothing for the other checks
     _write(", ".join(f"{counts[outcome]} {outcome}" for outcome in ("ok", "FAILED", "skipped")))
     return counts
 
@@ -65,9 +65,9 @@ def _run(case: Case) -> tuple[str, str]:
     try:
         case.run()
     except ConformanceError as error:
-        return "FAILED", str(error)
+        return "FAILED", f": {error}"
     except unittest.SkipTest as reason:
-        return "skipped", str(reason)
+        return "skipped", f": {reason}"
     return "ok", ""
 
 

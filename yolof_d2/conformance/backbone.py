@@ -1,4 +1,4 @@
-"""What a backbone must do; see Detectron2's :class:`Backbone`."""
+"""Checks of backbones; see Detectron2's :class:`Backbone`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from yolof_d2.modeling.registry import get_part
 
 from . import modules
 from .encoder import expect_stride
-from .expectations import expect
+from .expectations import expect, expect_kind
 from .modules import ModuleSubject
 
 
@@ -40,17 +40,14 @@ class BackboneSubject(ModuleSubject):
 
     def outputs(self, part: nn.Module, x: Tensor) -> dict[str, Tensor]:
         features = part(x)
-        expect(
-            isinstance(features, dict),
-            f"forward() returned a {type(features).__name__}; wanted a dict of features by name",
-        )
+        expect_kind(features, dict, "forward() returned")
         return features
 
 
 def is_a_backbone(subject: BackboneSubject) -> None:
     """It derives from Detectron2's :class:`Backbone`, and declares each feature."""
     part = subject.build()
-    expect(isinstance(part, Backbone), f"it is a {type(part).__name__}; wanted a Backbone")
+    expect_kind(part, Backbone)
     shapes = part.output_shape()
     expect(
         bool(shapes) and all(shape.channels and shape.stride for shape in shapes.values()),

@@ -1,4 +1,4 @@
-"""What a decoder must do; see :class:`yolof_d2.modeling.Decoder`."""
+"""Checks of decoders; see :class:`yolof_d2.modeling.Decoder`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from yolof_d2.modeling import Decoder, build_decoder
 
 from . import modules
-from .expectations import expect
+from .expectations import expect, expect_kind
 from .modules import ModuleSubject, livened
 
 INPUT_SHAPE = ShapeSpec(channels=32, stride=32)
@@ -38,8 +38,7 @@ class DecoderSubject(ModuleSubject):
 
 def is_a_decoder(subject: DecoderSubject) -> None:
     """It derives from :class:`Decoder`."""
-    part = subject.build()
-    expect(isinstance(part, Decoder), f"it is a {type(part).__name__}; wanted a Decoder")
+    expect_kind(subject.build(), Decoder)
 
 
 def each_anchor_gets_its_outputs(subject: DecoderSubject) -> None:
@@ -75,10 +74,9 @@ def _expect_shapes(subject: DecoderSubject, batch: int, size: tuple[int, int]) -
 
 
 def anchors_come_in_the_order_of_the_generator(subject: DecoderSubject) -> None:
-    """(H, W, A): the outputs of a cell look most at that cell of the input. Can be waived.
+    """(H, W, A): the gradient of a cell's outputs is largest at that cell. Can be waived.
 
-    The gradient tells where an output looks. Only far apart cells are compared, so that a large
-    receptive field, or one that is not quite centred, does not matter.
+    Only cells far apart are compared: a large or slightly shifted receptive field is no fault.
     """
     part = livened(subject.build())
     height, width = 9, 12
@@ -88,9 +86,8 @@ def anchors_come_in_the_order_of_the_generator(subject: DecoderSubject) -> None:
     for y, x in cells:
         first = (y * width + x) * subject.num_anchors
         chosen = torch.cat(list(outputs.values()), dim=-1)[0, first : first + subject.num_anchors]
-        (grad,) = torch.autograd.grad(
-            (chosen * torch.randn(chosen.shape)).sum(), feature, retain_graph=True
-        )
+        weights = torch.randn(chosen.shape)
+        (grad,) = torch.autograd.grad(chosen, feature, weights, retain_graph=True)
         strength = {cell: float(grad[0, :, cell[0], cell[1]].norm()) for cell in cells}
         strongest = max(cells, key=lambda cell: strength[cell])
         seen = f"depend most on {strongest}" if strength[strongest] else "look at none of them"

@@ -1,4 +1,4 @@
-"""What an encoder must do; see :class:`yolof_d2.modeling.Encoder`."""
+"""Checks of encoders; see :class:`yolof_d2.modeling.Encoder`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from yolof_d2.modeling import Encoder, build_encoder
 
 from . import modules
-from .expectations import expect
+from .expectations import expect, expect_kind
 from .modules import ModuleSubject
 
 INPUT_SHAPE = ShapeSpec(channels=64, stride=32)
@@ -24,22 +24,16 @@ class EncoderSubject(ModuleSubject):
 
     def outputs(self, part: nn.Module, x: Tensor) -> dict[str, Tensor]:
         output = part(x)
-        expect(
-            isinstance(output, Tensor),
-            f"forward() returned a {type(output).__name__}; wanted one tensor",
-        )
+        expect_kind(output, Tensor, "forward() returned")
         return {"output": output}
 
 
 def is_an_encoder(subject: EncoderSubject) -> None:
     """It derives from :class:`Encoder`, and declares channels and stride."""
     part = subject.build()
-    expect(isinstance(part, Encoder), f"it is a {type(part).__name__}; wanted an Encoder")
+    expect_kind(part, Encoder)
     shape = part.output_shape()
-    expect(
-        isinstance(shape, ShapeSpec),
-        f"output_shape() returned a {type(shape).__name__}; wanted a ShapeSpec",
-    )
+    expect_kind(shape, ShapeSpec, "output_shape() returned")
     for name in ("channels", "stride"):
         value = getattr(shape, name)
         expect(
@@ -68,8 +62,8 @@ def output_has_the_declared_shape(subject: EncoderSubject) -> None:
 def expect_stride(got: list[int], size: tuple[int, int], stride: int, declared_stride: int) -> None:
     """Raise unless a map of ``got`` cells can have ``declared_stride``.
 
-    Where ``size`` cells of ``stride`` pixels are no whole number of new cells, both the next lower
-    and the next higher number will do, but none is too few.
+    Where ``size`` cells of ``stride`` pixels are no whole number of new cells, rounding down or up
+    will do, but not to none.
     """
     for cells, before in zip(got, size, strict=True):
         exact = before * stride / declared_stride

@@ -1,4 +1,4 @@
-"""What a loss must do; see :class:`yolof_d2.modeling.DetectionLoss`.
+"""Checks of losses; see :class:`yolof_d2.modeling.DetectionLoss`.
 
 The matches are made here, by no matcher, so that each case that the contract allows occurs: an
 anchor of two pairs, a pair that is masked out, an ignored anchor in a pair that counts.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -19,7 +20,15 @@ from yolof_d2.modeling import DetectionLoss, MatchResult, build_loss
 from yolof_d2.modeling.matcher.build import IGNORED
 
 from . import scenes
-from .expectations import expect, expect_finite, expect_same, raising_means
+from .expectations import (
+    expect,
+    expect_finite,
+    expect_kind,
+    expect_on_meta,
+    expect_same,
+    expect_unchanged,
+    raising_means,
+)
 from .modules import on_meta_device
 from .scenes import Scene
 
@@ -27,7 +36,7 @@ PAIRS_PER_OBJECT = 3  # two that count and one that does not
 
 
 class LossSubject:
-    """How to build the loss that ``cfg`` selects."""
+    """Build and run the loss that ``cfg`` selects."""
 
     def __init__(self, cfg: CfgNode):
         self.cfg = cfg
@@ -36,12 +45,12 @@ class LossSubject:
         return build_loss(self.cfg)
 
     def losses(self, scene: Scene, match: MatchResult | None = None) -> dict[str, Tensor]:
-        """Losses of ``scene`` by a new part."""
+        """Return the losses of ``scene`` by a new part."""
         match = match or make_match(scene)
         return self.build()(scene.anchors, scene.logits, scene.boxes, match, scene.truth)
 
     def outcomes(self) -> Iterator[Outcome]:
-        """Losses and gradients of every scene."""
+        """Yield losses and gradients of every scene."""
         for scene in [*scenes.all_scenes(self.cfg), right_answer(scenes.ordinary(self.cfg))]:
             logits = scene.logits.clone().requires_grad_()
             boxes = scene.boxes.clone().requires_grad_()
@@ -50,21 +59,27 @@ class LossSubject:
                 losses = self.losses(dataclasses.replace(scene, logits=logits, boxes=boxes), match)
                 grads = torch.autograd.grad(_total(losses), [logits, boxes], allow_unused=True)
             values = {name: value.detach() for name, value in losses.items()}
-            yield Outcome(scene, match, values, *grads)
+            yield Outcome(scene, match, values, dict(zip(("logits", "boxes"), grads, strict=True)))
 
 
 class Outcome(NamedTuple):
-    """Losses of one scene, and the gradients of their sum; None where there is none."""
+    """Losses of one scene, and the gradients of their sum by input; None where there is none."""
 
     scene: Scene
     match: MatchResult
     losses: dict[str, Tensor]
-    logits_grad: Tensor | None
-    boxes_grad: Tensor | None
+    gradients: dict[str, Tensor | None]
+
+    def expect_no_gradient(self, name: str, where: Tensor, who: str) -> None:
+        """Raise if anchors of a mask (N, R) get a gradient of an input; ``{}`` is their number."""
+        gradient = self.gradients[name]
+        if gradient is not None:
+            count = int((gradient[where] != 0).any(-1).sum())
+            expect(not count, f"{who.format(count)} with {self.scene.title}; wanted none")
 
 
 def make_match(scene: Scene) -> MatchResult:
-    """A match of ``scene`` as some matcher may give it.
+    """Make a match of ``scene`` as some matcher may give it.
 
     Object m is paired with anchors 4m, 4m + 1 and, masked out, 4m + 2, modulo their number. Anchor
     4m has the object's class, 4m + 1 is ignored, and so is 4m + 3, of no pair. The rest is
@@ -87,7 +102,7 @@ def make_match(scene: Scene) -> MatchResult:
 
 
 def right_answer(scene: Scene) -> Scene:
-    """``scene`` with logits sure of the labels, and boxes equal to the ground truth of the pair."""
+    """Return ``scene`` with certain, right logits, and with boxes equal to those of the pairs."""
     match = make_match(scene)
     classes = F.one_hot(match.labels.clamp(min=0), scene.num_classes + 1)[..., : scene.num_classes]
     boxes = scene.boxes.clone()
@@ -100,10 +115,7 @@ def right_answer(scene: Scene) -> Scene:
 
 def is_a_loss(subject: LossSubject) -> None:
     """It derives from :class:`DetectionLoss`."""
-    part = subject.build()
-    expect(
-        isinstance(part, DetectionLoss), f"it is a {type(part).__name__}; wanted a DetectionLoss"
-    )
+    expect_kind(subject.build(), DetectionLoss)
 
 
 def losses_are_named_scalars(subject: LossSubject) -> None:
@@ -126,7 +138,7 @@ def losses_are_named_scalars(subject: LossSubject) -> None:
 
 
 def losses_are_finite_and_not_negative(subject: LossSubject) -> None:
-    """Whatever the predictions, as long as they are finite."""
+    """This holds for all finite predictions."""
     for outcome in subject.outcomes():
         expect_finite(outcome.losses, f"with {outcome.scene.title}")
         for name, value in outcome.losses.items():
@@ -137,17 +149,18 @@ def losses_are_finite_and_not_negative(subject: LossSubject) -> None:
 
 
 def gradients_are_finite(subject: LossSubject) -> None:
-    """Also where a loss itself is finite but its derivative may not be."""
+    """A finite loss may have an infinite derivative."""
     for outcome in subject.outcomes():
-        for name, grad in (("logits", outcome.logits_grad), ("boxes", outcome.boxes_grad)):
-            if grad is not None:
-                expect_finite({f"the gradient of the {name}": grad}, f"with {outcome.scene.title}")
+        known = {
+            f"the gradient of the {n}": g for n, g in outcome.gradients.items() if g is not None
+        }
+        expect_finite(known, f"with {outcome.scene.title}")
 
 
 def logits_and_boxes_are_always_in_the_graph(subject: LossSubject) -> None:
-    """Also without objects, as a zero; otherwise DistributedDataParallel stops."""
+    """Without objects, losses are a zero with a graph; otherwise DistributedDataParallel stops."""
     for outcome in subject.outcomes():
-        for name, grad in (("logits", outcome.logits_grad), ("boxes", outcome.boxes_grad)):
+        for name, grad in outcome.gradients.items():
             expect(
                 grad is not None,
                 f"the {name} get no gradient with {outcome.scene.title}; "
@@ -173,44 +186,28 @@ def prefers_the_right_answer(subject: LossSubject) -> None:
 def ignored_anchors_have_no_say_in_classification(subject: LossSubject) -> None:
     """No gradient for the logits of an anchor with label -1."""
     for outcome in subject.outcomes():
-        if outcome.logits_grad is None:
-            continue
         ignored = outcome.match.labels == IGNORED
-        count = int((outcome.logits_grad[ignored] != 0).any(-1).sum())
-        expect(
-            count == 0,
-            f"{count} of {int(ignored.sum())} ignored anchors get a gradient for their logits with "
-            f"{outcome.scene.title}; wanted none",
-        )
+        who = f"{{}} of {int(ignored.sum())} ignored anchors get a gradient for their logits"
+        outcome.expect_no_gradient("logits", ignored, who)
 
 
 def only_pairs_that_count_train_boxes(subject: LossSubject) -> None:
     """No gradient for the box of an anchor in no pair, or only in pairs masked out."""
     for outcome in subject.outcomes():
-        if outcome.boxes_grad is None:
-            continue
         match = outcome.match
         paired = torch.zeros_like(match.labels).scatter_reduce(
             1, match.pair_anchor_idx, match.pair_mask.long(), "amax"
         )
-        count = int((outcome.boxes_grad[paired == 0] != 0).any(-1).sum())
-        expect(
-            count == 0,
-            f"the boxes of {count} anchors that are in no pair, or in masked pairs only, get a "
-            f"gradient with {outcome.scene.title}; wanted none",
-        )
+        who = "the boxes of {} anchors that are in no pair, or in masked pairs only, get a gradient"
+        outcome.expect_no_gradient("boxes", paired == 0, who)
 
 
 def padding_changes_nothing(subject: LossSubject) -> None:
     """More padded ground truth and masked pairs leave the losses as they are."""
     scene = scenes.ordinary(subject.cfg)
     match = make_match(scene)
-    more = MatchResult(
-        match.labels,
-        F.pad(match.pair_anchor_idx, (0, 7)),
-        F.pad(match.pair_gt_idx, (0, 7)),
-        F.pad(match.pair_mask, (0, 7)),
-    )
+    labels, *pairs = vars(match).values()
+    more = MatchResult(labels, *(F.pad(value, (0, 7)) for value in pairs))
     expect_same(
         subject.losses(scene.padded(5), more),
         subject.losses(scene, match),
@@ -238,21 +235,16 @@ def loss_is_the_same_under_autocast(subject: LossSubject) -> None:
 
 
 def inputs_are_left_alone(subject: LossSubject) -> None:
-    """Other losses and hooks may read them: nothing is written into them."""
+    """Nothing is written into tensors that other losses and hooks may read."""
     for scene in scenes.all_scenes(subject.cfg):
         match = make_match(scene)
         inputs = {**scene.tensors(), **{f"match.{k}": v for k, v in vars(match).items()}}
-        before = {name: value.clone() for name, value in inputs.items()}
-        subject.losses(scene, match)
-        for name, value in inputs.items():
-            expect(
-                torch.equal(value, before[name]),
-                f"{name} was changed in place with {scene.title}",
-            )
+        run = partial(subject.losses, scene, match)
+        expect_unchanged(inputs, run, f"with {scene.title}")
 
 
 def never_waits_for_the_device(subject: LossSubject) -> None:
-    """Runs where tensors have no values, so the host can wait for none. Can be waived."""
+    """It runs on the meta device, where the host has no values to read. Can be waived."""
     scene = scenes.ordinary(subject.cfg)
     match = MatchResult(*(value.to("meta") for value in vars(make_match(scene)).values()))
     part = subject.build()
@@ -263,8 +255,7 @@ def never_waits_for_the_device(subject: LossSubject) -> None:
     with on_meta_device():
         losses = part(scene.anchors, logits, boxes, match, scene.truth)
         _total(losses).backward()
-    for name, value in losses.items():
-        expect(value.is_meta, f"{name} is on {value.device}; wanted the device of the inputs")
+    expect_on_meta(losses)
 
 
 def _total(losses: dict[str, Tensor]) -> Tensor:

@@ -1,8 +1,9 @@
-"""What a matcher must do; see :class:`yolof_d2.modeling.Matcher`."""
+"""Checks of matchers; see :class:`yolof_d2.modeling.Matcher`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 
 import torch
 from detectron2.config import CfgNode
@@ -12,13 +13,13 @@ from yolof_d2.modeling import Matcher, MatchResult, build_matcher
 from yolof_d2.modeling.matcher.build import IGNORED
 
 from . import scenes
-from .expectations import expect, raising_means
+from .expectations import expect, expect_kind, expect_on_meta, expect_unchanged, raising_means
 from .modules import on_meta_device
 from .scenes import SHAPE, Scene
 
 
 class MatcherSubject:
-    """How to build the matcher that ``cfg`` selects, and run it."""
+    """Build and run the matcher that ``cfg`` selects."""
 
     def __init__(self, cfg: CfgNode):
         self.cfg = cfg
@@ -47,17 +48,13 @@ def call(matcher: Matcher, scene: Scene) -> MatchResult:
 
 def is_a_matcher(subject: MatcherSubject) -> None:
     """It derives from :class:`Matcher`."""
-    part = subject.build()
-    expect(isinstance(part, Matcher), f"it is a {type(part).__name__}; wanted a Matcher")
+    expect_kind(subject.build(), Matcher)
 
 
 def result_has_the_documented_types_and_shapes(subject: MatcherSubject) -> None:
     """Labels (N, R) and pairs (N, P); also for one anchor, equal objects and other rare cases."""
     for scene, match in subject.matches():
-        expect(
-            isinstance(match, MatchResult),
-            f"it returned a {type(match).__name__}; wanted a MatchResult",
-        )
+        expect_kind(match, MatchResult, "it returned")
         num_images, num_anchors = scene.boxes.shape[:2]
         for name, value in vars(match).items():
             dtype = torch.bool if name == "pair_mask" else torch.int64
@@ -83,11 +80,7 @@ def objects_get_anchors(subject: MatcherSubject) -> None:
     """An image with an object that an anchor covers exactly has a positive anchor and a pair."""
     scene = scenes.ordinary(subject.cfg)
     match = subject.match(scene)
-    for n in range(len(scene.boxes)):
-        if not scene.truth.valid[n].any():
-            continue
-        positives = int(((match.labels[n] >= 0) & (match.labels[n] < scene.num_classes)).sum())
-        pairs = int(match.pair_mask[n].sum())
+    for n, positives, pairs in _count(scene, match, with_objects=True):
         expect(
             positives > 0 and pairs > 0,
             f"image {n}, with an object exactly on an anchor, has {positives} positive anchors and "
@@ -98,16 +91,22 @@ def objects_get_anchors(subject: MatcherSubject) -> None:
 def images_without_objects_have_no_positives(subject: MatcherSubject) -> None:
     """Their anchors are background, or ignored, and no pair counts."""
     for scene, match in subject.matches():
-        for n in range(len(scene.boxes)):
-            if scene.truth.valid[n].any():
-                continue
-            positives = int(((match.labels[n] >= 0) & (match.labels[n] < scene.num_classes)).sum())
-            pairs = int(match.pair_mask[n].sum())
+        for n, positives, pairs in _count(scene, match, with_objects=False):
             expect(
                 positives == 0 and pairs == 0,
                 f"image {n}, without objects, has {positives} positive anchors and {pairs} pairs "
                 f"with {scene.title}; wanted none",
             )
+
+
+def _count(
+    scene: Scene, match: MatchResult, *, with_objects: bool
+) -> Iterator[tuple[int, int, int]]:
+    """Yield number, positive anchors and pairs of each image with, or without, objects."""
+    positive = (match.labels >= 0) & (match.labels < scene.num_classes)
+    for n, valid in enumerate(scene.truth.valid):
+        if bool(valid.any()) == with_objects:
+            yield n, int(positive[n].sum()), int(match.pair_mask[n].sum())
 
 
 def padding_is_in_no_pair(subject: MatcherSubject) -> None:
@@ -198,19 +197,10 @@ def builds_no_graph(subject: MatcherSubject) -> None:
     """Nothing is kept for a backward pass, even if the predictions have gradients."""
     scene = scenes.ordinary(subject.cfg)
     matcher = subject.build(scene)
-    saved: list[torch.Size] = []
-
-    def note(value: Tensor) -> Tensor:
-        saved.append(value.shape)
-        return value
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda value: value):
-        matcher(
-            scene.anchors,
-            scene.logits.requires_grad_(),
-            scene.boxes.requires_grad_(),
-            scene.truth,
-        )
+    saved: list[Tensor] = []
+    logits, boxes = scene.logits.requires_grad_(), scene.boxes.requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda value: value):
+        matcher(scene.anchors, logits, boxes, scene.truth)
     expect(
         not saved,
         f"{len(saved)} tensors were kept for a backward pass that never comes; "
@@ -219,33 +209,26 @@ def builds_no_graph(subject: MatcherSubject) -> None:
 
 
 def inputs_are_left_alone(subject: MatcherSubject) -> None:
-    """The loss reads the same tensors later: nothing is written into them."""
+    """Nothing is written into tensors that the loss reads later."""
     for scene in scenes.all_scenes(subject.cfg):
-        before = {name: value.clone() for name, value in scene.tensors().items()}
-        subject.match(scene)
-        for name, value in scene.tensors().items():
-            expect(
-                torch.equal(value, before[name]),
-                f"{name} was changed in place with {scene.title}",
-            )
+        expect_unchanged(scene.tensors(), partial(subject.match, scene), f"with {scene.title}")
 
 
 def survives_predictions_that_are_not_finite(subject: MatcherSubject) -> None:
-    """So that training stops with the message of the loss. Can be waived."""
+    """Training then stops with the message of the loss. Can be waived."""
     for scene, match in subject.matches(scenes.non_finite_predictions(subject.cfg)):
         _expect_in_range(scene, match)
 
 
 def never_waits_for_the_device(subject: MatcherSubject) -> None:
-    """Runs where tensors have no values, so the host can wait for none. Can be waived."""
+    """It runs on the meta device, where the host has no values to read. Can be waived."""
     scene = scenes.ordinary(subject.cfg)
     matcher = subject.build(scene)
     if isinstance(matcher, nn.Module):
         matcher.to("meta")
     with on_meta_device():
         match = call(matcher, scene.to("meta"))
-    for name, value in vars(match).items():
-        expect(value.is_meta, f"{name} is on {value.device}; wanted the device of the inputs")
+    expect_on_meta(vars(match))
 
 
 def _expect_in_range(scene: Scene, match: MatchResult) -> None:
@@ -278,7 +261,7 @@ def _expect_same_match(a: MatchResult, i: int, b: MatchResult, j: int, who: str)
 
 
 def _pairs(match: MatchResult, n: int) -> list[tuple[int, int]]:
-    """The pairs of image ``n`` that count, in a fixed order."""
+    """Return the pairs of image ``n`` that count, sorted."""
     mask = match.pair_mask[n]
     idx = (match.pair_anchor_idx[n][mask].tolist(), match.pair_gt_idx[n][mask].tolist())
     return sorted(zip(*idx, strict=True))

@@ -1,4 +1,4 @@
-"""What a detector must do: train, detect, be saved, and be known to the rest by its family.
+"""Checks of detectors: they train, detect, can be saved, and their family knows them.
 
 See Detectron2's ``META_ARCH_REGISTRY`` and :class:`yolof_d2.modeling.families.DetectorFamily`.
 """
@@ -15,6 +15,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
+from yolof_d2.benchmark.contender import norms_fitted
 from yolof_d2.benchmark.parts import marked
 from yolof_d2.config import num_classes, set_num_classes
 from yolof_d2.measure.model_cost import build_meta_model, count_multiply_adds
@@ -22,7 +23,7 @@ from yolof_d2.modeling import build_model
 from yolof_d2.modeling.families import family_of, foreign_nodes
 from yolof_d2.modeling.matcher.statistics import COUNTS
 
-from .expectations import expect, expect_finite, expect_same, raising_means
+from .expectations import expect, expect_finite, expect_kind, expect_same, raising_means
 
 SMALL = {
     "YOLOF": {"MODEL.RESNETS.OUT_FEATURES": "['res5']"},
@@ -36,16 +37,13 @@ SMALL = {
         "MODEL.FCOS.NUM_CLASSES": "3",
     },
 }
-"""Node of a family -> what makes its detectors small, beside what makes all parts small."""
+"""Node of a family -> more keys that make its detectors small."""
 
 
 def select(name: str, keys: dict[str, str], overrides: dict[str, str]) -> dict[str, str]:
     """Return the config keys that select a detector and make it small.
 
-    Args:
-        name: of the detector.
-        keys: what makes all parts small; those that it does not read are left out.
-        overrides: win over both; those that it does not read are left out.
+    ``keys`` make all parts small, and ``overrides`` win; keys that it does not read are left out.
     """
     family = family_of(CfgNode({"MODEL": {"META_ARCHITECTURE": name}}))
     foreign = tuple(f"MODEL.{node}." for node in foreign_nodes(family))
@@ -54,7 +52,7 @@ def select(name: str, keys: dict[str, str], overrides: dict[str, str]) -> dict[s
 
 
 class MetaArchSubject:
-    """How to build a detector, and what to feed it."""
+    """Build the detector that ``cfg`` selects, and its input."""
 
     def __init__(self, cfg: CfgNode):
         self.cfg = cfg
@@ -65,7 +63,7 @@ class MetaArchSubject:
         return build_model(self.cfg)
 
     def make_batch(self, *, large: bool = False) -> list[dict[str, Any]]:
-        """Two images with objects, or a ``large`` one with an object for each level."""
+        """Make two images with objects, or a ``large`` one with an object for each level."""
         top = (num_classes(self.cfg) or 1) - 1
         if large:
             return [_make_image((640, 640), (24, 48, 96, 192, 400, 620), top)]
@@ -118,6 +116,11 @@ def _detect(model: nn.Module, batch: list[dict[str, Any]]) -> list[Instances]:
     return [result["instances"] for result in results]
 
 
+def _values(found: Instances, scale: float = 1.0) -> dict[str, Tensor]:
+    """Return boxes, times ``scale``, and scores by name."""
+    return {"pred_boxes": found.pred_boxes.tensor * scale, "scores": found.scores}
+
+
 def _detecting(subject: MetaArchSubject) -> Any:
     """Build a detector that detects: every candidate passes, where its family knows how."""
     model = subject.build()
@@ -131,7 +134,7 @@ def is_a_detector(subject: MetaArchSubject) -> None:
     name = subject.cfg.MODEL.META_ARCHITECTURE
     expect(name in META_ARCH_REGISTRY, f"{name} is not registered")
     model = subject.build()
-    expect(isinstance(model, nn.Module), f"it is a {type(model).__name__}; wanted an nn.Module")
+    expect_kind(model, nn.Module)
     expect(any(p.requires_grad for p in model.parameters()), "it has no parameter to train")
 
 
@@ -150,7 +153,7 @@ def losses_are_finite(subject: MetaArchSubject) -> None:
 
 
 def gradients_reach_every_parameter(subject: MetaArchSubject) -> None:
-    """Also with no object; otherwise it is dead weight, and DistributedDataParallel stops."""
+    """A parameter that is not used wastes memory, and stops DistributedDataParallel."""
     model = subject.build()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     for when, batch in (
@@ -161,9 +164,8 @@ def gradients_reach_every_parameter(subject: MetaArchSubject) -> None:
         expect(total.requires_grad, f"the losses have no gradient at all{when}")
         gradients = torch.autograd.grad(total, list(trained.values()), allow_unused=True)
         found = dict(zip(trained, gradients, strict=True))
-        absent = [name for name, gradient in found.items() if gradient is None]
-        dead = [name for name, gradient in found.items() if gradient is not None and not when]
-        dead = [name for name in dead if not found[name].any()]
+        absent = [name for name, grad in found.items() if grad is None]
+        dead = [n for n, grad in found.items() if grad is not None and not (when or grad.any())]
         for names, what in ((absent, "get no gradient"), (dead, "get a gradient of zero")):
             expect(
                 not names,
@@ -188,16 +190,10 @@ def detections_keep_the_contract(subject: MetaArchSubject) -> None:
         missing = [n for n in ("pred_boxes", "scores", "pred_classes") if not instances.has(n)]
         expect(not missing, f"the detections have no {', '.join(missing)}")
         expect(len(instances) <= most, f"{len(instances)} detections of an image; wanted {most}")
-        expect(
-            isinstance(instances.pred_boxes, Boxes),
-            f"pred_boxes is a {type(instances.pred_boxes).__name__}; wanted Boxes",
-        )
-        boxes, scores, labels = (
-            instances.pred_boxes.tensor,
-            instances.scores,
-            instances.pred_classes,
-        )
-        expect_finite({"pred_boxes": boxes, "scores": scores}, f"of an image of {size}")
+        expect_kind(instances.pred_boxes, Boxes, "pred_boxes is")
+        boxes, labels = instances.pred_boxes.tensor, instances.pred_classes
+        scores = instances.scores
+        expect_finite(_values(instances), f"of an image of {size}")
         limit = torch.tensor([size[1], size[0]] * 2)
         expect(
             (boxes >= 0).all() & (boxes <= limit).all(), f"boxes reach out of an image of {size}"
@@ -222,8 +218,8 @@ def boxes_are_scaled_to_the_wanted_size(subject: MetaArchSubject) -> None:
     )
     expect(len(same) == len(scaled), "how much is detected depends on the wanted size")
     expect_same(
-        {"pred_boxes": scaled.pred_boxes.tensor / 4, "scores": scaled.scores},
-        {"pred_boxes": same.pred_boxes.tensor, "scores": same.scores},
+        _values(scaled, 1 / 4),
+        _values(same),
         "an output of four times the size has other boxes than four times as large ones",
         1e-4,
     )
@@ -242,15 +238,15 @@ def weights_survive_saving_and_loading(subject: MetaArchSubject) -> None:
     batch = [_make_image((64, 96), ())]
     got, wanted = (_detect(each, batch)[0] for each in (fresh, model))
     expect_same(
-        {"pred_boxes": got.pred_boxes.tensor, "scores": got.scores},
-        {"pred_boxes": wanted.pred_boxes.tensor, "scores": wanted.scores},
+        _values(got),
+        _values(wanted),
         "a newly built detector with the saved weights differs; "
         "is a tensor no parameter and no registered buffer?",
     )
 
 
 def class_count_is_that_of_the_config(subject: MetaArchSubject) -> None:
-    """``NUM_CLASSES`` of the family's node is what the detector reads. Can be waived."""
+    """The detector reads ``NUM_CLASSES`` of its family's node. Can be waived."""
     node = subject.family.node
     expect(bool(node), "its family names no node; declare one by detector_family")
     candidates = {}
@@ -270,7 +266,7 @@ def class_count_is_that_of_the_config(subject: MetaArchSubject) -> None:
 
 
 def family_tells_the_parts(subject: MetaArchSubject) -> None:
-    """For speed, parameters and multiply-adds by part, and the model zoo. Can be waived."""
+    """Benchmark and model zoo have speed, parameters and multiply-adds by part. Can be waived."""
     model = subject.build()
     parts = subject.family.find_parts(model)
     for name, part in vars(parts).items():
@@ -299,9 +295,11 @@ def family_tells_the_parts(subject: MetaArchSubject) -> None:
 
 
 def family_sets_the_threshold(subject: MetaArchSubject) -> None:
-    """So that the benchmark gives every model the same number of candidates. Can be waived."""
+    """The benchmark gives every model the same number of candidates. Can be waived."""
     model, family = subject.build().eval(), subject.family
     batch = [_make_image((64, 96), ())] * 2
+    with norms_fitted(model), torch.no_grad():  # untrained, all scores may be 1
+        model(batch)
 
     def detect(threshold: float) -> tuple[list[Tensor], list[Instances]]:
         family.set_threshold(model, threshold)
@@ -336,7 +334,7 @@ def family_sets_the_threshold(subject: MetaArchSubject) -> None:
 
 
 def family_counts_matches(subject: MetaArchSubject) -> None:
-    """For the statistics under ``match/`` of a training. Can be waived."""
+    """The statistics under ``match/`` of a training need it. Can be waived."""
     model, family = subject.build().train(), subject.family
     for batch in (subject.make_batch(), _empty()):
         before = _callables(model)
@@ -358,7 +356,7 @@ def family_counts_matches(subject: MetaArchSubject) -> None:
 
 
 def _callables(model: nn.Module) -> dict[str, int]:
-    """The instance's own attributes that can be called, such as a method in a method's place."""
+    """Return attributes of the instance that can be called, such as a replaced method."""
     return {name: id(value) for name, value in vars(model).items() if callable(value)}
 
 

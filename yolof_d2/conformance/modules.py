@@ -18,13 +18,13 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
-from .expectations import expect, expect_finite, expect_same, raising_means
+from .expectations import expect, expect_finite, expect_on_meta, expect_same, raising_means
 
 ROUNDING = 1e-3  # allowed relative difference where another order of summation is no fault
 
 
 class ModuleSubject(ABC):
-    """How to build a part of one slot, what to feed it, and what its outputs are called.
+    """Build and run a part of one slot.
 
     Attributes:
         cfg: selects the part.
@@ -45,19 +45,24 @@ class ModuleSubject(ABC):
 
     @abstractmethod
     def build(self) -> nn.Module:
-        """A new part, with weights drawn from the global random state."""
+        """Build a new part, with weights drawn from the global random state."""
 
     @abstractmethod
     def make_input(self, part: nn.Module, batch: int, size: tuple[int, int]) -> Tensor:
-        """Random input, float32 (``batch``, C, H, W)."""
+        """Draw random input, float32 (``batch``, C, H, W)."""
+
+    def livened_with_input(self) -> tuple[nn.Module, Tensor]:
+        """Build a :func:`livened` part, and draw an input of two images."""
+        part = livened(self.build())
+        return part, self.make_input(part, 2, self.size)
 
     @abstractmethod
     def outputs(self, part: nn.Module, x: Tensor) -> dict[str, Tensor]:
-        """Run ``part``, and name what it returns; raises if that is of the wrong kind."""
+        """Run ``part`` and name what it returns; raise if that is of the wrong kind."""
 
 
 def livened(part: nn.Module) -> nn.Module:
-    """``part`` in evaluation mode, with weights drawn anew so that each of them has an effect.
+    """Return ``part`` in evaluation mode, with new weights that each have an effect.
 
     Matrices and kernels get the gain that keeps the variance through ReLU (He et al. 2015, equation
     10); vectors, such as biases and scales, are moved off their constants.
@@ -73,7 +78,7 @@ def livened(part: nn.Module) -> nn.Module:
 
 
 def output_is_finite(subject: ModuleSubject) -> None:
-    """With its initial weights, in training and in evaluation."""
+    """Initial weights give finite outputs, in training and in evaluation."""
     part = subject.build()
     x = subject.make_input(part, 2, subject.size)
     for mode in (True, False):
@@ -82,7 +87,7 @@ def output_is_finite(subject: ModuleSubject) -> None:
 
 
 def gradients_reach_every_parameter(subject: ModuleSubject) -> None:
-    """Each parameter takes part; otherwise it is dead weight, and DistributedDataParallel stops."""
+    """A parameter that is not used wastes memory, and stops DistributedDataParallel."""
     part = livened(subject.build())
     parameters = {name: p for name, p in part.named_parameters() if p.requires_grad}
     alive: set[str] = set()
@@ -96,21 +101,20 @@ def gradients_reach_every_parameter(subject: ModuleSubject) -> None:
             total.requires_grad,
             f"in {_mode(mode)} the output has no gradient at all; was it detached?",
         )
-        grads = torch.autograd.grad(total, [x, *parameters.values()], allow_unused=True)
+        of_x, *of_all = torch.autograd.grad(total, [x, *parameters.values()], allow_unused=True)
         expect(
-            not subject.passes_gradients or (grads[0] is not None and bool(grads[0].any())),
+            not subject.passes_gradients or (of_x is not None and bool(of_x.any())),
             f"in {_mode(mode)} no gradient reaches the input; what stands before the part "
             "could not learn",
         )
-        absent = [n for n, grad in zip(parameters, grads[1:], strict=True) if grad is None]
+        found = dict(zip(parameters, of_all, strict=True))
+        absent = [name for name, grad in found.items() if grad is None]
         expect(
             not (mode and absent),
             f"in training {_some(absent)} of {len(parameters)} parameters get no gradient; "
             "each must be used, or not be there",
         )
-        alive |= {
-            n for n, g in zip(parameters, grads[1:], strict=True) if g is not None and g.any()
-        }
+        alive |= {name for name, grad in found.items() if grad is not None and grad.any()}
     dead = [name for name in parameters if name not in alive]
     expect(
         not dead,
@@ -121,17 +125,13 @@ def gradients_reach_every_parameter(subject: ModuleSubject) -> None:
 
 def evaluation_is_deterministic(subject: ModuleSubject) -> None:
     """In evaluation the same input gives the same output."""
-    part = livened(subject.build())
-    x = subject.make_input(part, 2, subject.size)
-    expect_same(
-        _run(subject, part, x),
-        _run(subject, part, x),
-        "in evaluation two runs on the same input differ",
-    )
+    part, x = subject.livened_with_input()
+    first, second = _run(subject, part, x), _run(subject, part, x)
+    expect_same(second, first, "in evaluation two runs on the same input differ")
 
 
 def input_is_left_alone(subject: ModuleSubject) -> None:
-    """The input may be needed elsewhere: nothing is written into it."""
+    """Nothing is written into the input, which may be needed elsewhere."""
     part = livened(subject.build())
     for mode in (True, False):
         x = subject.make_input(part, 2, subject.size)
@@ -159,12 +159,12 @@ def images_do_not_depend_on_their_batch(subject: ModuleSubject) -> None:
 
 
 def works_under_bfloat16_autocast(subject: ModuleSubject) -> None:
-    """On a CPU, in training and evaluation."""
+    """It runs on a CPU, in training and evaluation."""
     _works_under_autocast(subject, torch.bfloat16)
 
 
 def works_under_float16_autocast(subject: ModuleSubject) -> None:
-    """On a CPU, in training and evaluation."""
+    """It runs on a CPU, in training and evaluation."""
     _works_under_autocast(subject, torch.float16)
 
 
@@ -191,8 +191,7 @@ def _works_under_autocast(subject: ModuleSubject, dtype: torch.dtype) -> None:
 
 def weights_survive_saving_and_loading(subject: ModuleSubject) -> None:
     """All that the output depends on is in the state dict."""
-    part = livened(subject.build())
-    x = subject.make_input(part, 2, subject.size)
+    part, x = subject.livened_with_input()
     with torch.no_grad():
         subject.outputs(part.train(), x)  # moves running statistics off their start
     file = io.BytesIO()
@@ -210,9 +209,8 @@ def weights_survive_saving_and_loading(subject: ModuleSubject) -> None:
 
 
 def can_be_copied_and_pickled(subject: ModuleSubject) -> None:
-    """As moving averages of weights and worker processes do."""
-    part = livened(subject.build())
-    x = subject.make_input(part, 2, subject.size)
+    """Moving averages of weights copy a part, worker processes pickle it."""
+    part, x = subject.livened_with_input()
     wanted = _run(subject, part, x)
     with raising_means("copy.deepcopy failed"):
         copied = copy.deepcopy(part)
@@ -243,19 +241,18 @@ def can_be_traced(subject: ModuleSubject) -> None:
 
 
 def never_waits_for_the_device(subject: ModuleSubject) -> None:
-    """Runs where tensors have no values, so the host can wait for none. Can be waived."""
+    """It runs on the meta device, where the host has no values to read. Can be waived."""
     part = subject.build()
     x = subject.make_input(part, 2, subject.size).to("meta")
     part.to("meta")
     for mode in (True, False):
         with on_meta_device():
             outputs = subject.outputs(part.train(mode), x)
-        for name, value in outputs.items():
-            expect(value.is_meta, f"{name} is on {value.device}; wanted the device of the input")
+        expect_on_meta(outputs)
 
 
 def on_meta_device() -> AbstractContextManager[None]:
-    """What it means when a part fails on the meta device."""
+    """Explain what fails inside, on the meta device."""
     return raising_means(
         "it reads a value on the host (.item(), .nonzero(), a mask as index, if on a tensor) or "
         "mixes devices; wanted neither, as the host would wait for the GPU"
@@ -278,7 +275,7 @@ CHECKS = (
 
 
 class _Flat(nn.Module):
-    """``part`` with a tuple of tensors as output, which tracing wants."""
+    """Return a tuple of tensors, as tracing needs."""
 
     def __init__(self, subject: ModuleSubject, part: nn.Module):
         super().__init__()

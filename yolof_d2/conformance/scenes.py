@@ -1,6 +1,6 @@
-"""Anchors, predictions and ground truth that matchers and losses are tried on.
+"""Anchors, predictions and ground truth for matchers and losses.
 
-The first scene is an ordinary batch; each other has one thing in which parts have failed before.
+The first scene is an ordinary batch; each other has one feature at which parts have failed before.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Scene:
     """A batch of N images as a matcher is given it.
 
     Attributes:
-        title: what is particular, for messages.
+        title: for messages.
         cfg: of the parts to try.
         num_anchors: A, per cell.
         anchors: float32 (R, 4) XYXY pixels.
@@ -50,27 +50,18 @@ class Scene:
         return self.logits.shape[-1]
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors by name."""
-        truth = {f"ground_truth.{name}": value for name, value in vars(self.truth).items()}
-        return {
-            "anchors": self.anchors,
-            "pred_logits": self.logits,
-            "pred_boxes": self.boxes,
-            **truth,
-        }
+        """Return all tensors by name."""
+        own = {"anchors": self.anchors, "pred_logits": self.logits, "pred_boxes": self.boxes}
+        return own | {f"ground_truth.{name}": value for name, value in vars(self.truth).items()}
 
     def to(self, device: str) -> Scene:
-        """The same on ``device``."""
-        return dataclasses.replace(
-            self,
-            anchors=self.anchors.to(device),
-            logits=self.logits.to(device),
-            boxes=self.boxes.to(device),
-            truth=map_truth(self.truth, lambda value: value.to(device)),
-        )
+        """Return the same on ``device``."""
+        own = {name: getattr(self, name).to(device) for name in ("anchors", "logits", "boxes")}
+        truth = map_truth(self.truth, lambda value: value.to(device))
+        return dataclasses.replace(self, **own, truth=truth)
 
     def alone(self, n: int) -> Scene:
-        """Image ``n`` as a batch of its own, padded no more than it must."""
+        """Return image ``n`` as a batch of its own, with as little padding as possible."""
         count = max(1, int(self.truth.valid[n].sum()))
         return dataclasses.replace(
             self,
@@ -80,7 +71,7 @@ class Scene:
         )
 
     def padded(self, more: int) -> Scene:
-        """The same batch with ground truth padded by ``more``."""
+        """Return the same batch with ground truth padded by ``more``."""
 
         def pad(value: Tensor) -> Tensor:
             return F.pad(value, (0, 0, 0, more) if value.dim() == 3 else (0, more))
@@ -94,7 +85,7 @@ def map_truth(truth: GroundTruth, function: Callable[[Tensor], Tensor]) -> Groun
 
 
 def ordinary(cfg: CfgNode) -> Scene:
-    """Three images with three, no and one object."""
+    """Make three images with three, no and one object."""
     scene = _scene("an ordinary batch", cfg, (6, 8), (3, 0, 1))
     # The first object of an image is covered exactly by an anchor in the middle, and predicted so.
     middle = (3 * 8 + 4) * scene.num_anchors
@@ -104,12 +95,12 @@ def ordinary(cfg: CfgNode) -> Scene:
 
 
 def no_objects(cfg: CfgNode) -> Scene:
-    """Two images without any object."""
+    """Make two images without any object."""
     return _scene("no object in the batch", cfg, (6, 8), (0, 0))
 
 
 def extreme_predictions(cfg: CfgNode) -> Scene:
-    """Predicted boxes without area, and far larger than the image; certain scores."""
+    """Predict boxes without area, and far larger than the image, with certain scores."""
     scene = _scene("predictions of no size and of huge size", cfg, (6, 8), (3, 1))
     scene.boxes[:, 0::3, 2:] = scene.boxes[:, 0::3, :2]
     scene.boxes[:, 1::3] += torch.tensor([-1e5, -1e5, 1e5, 1e5])
@@ -117,7 +108,7 @@ def extreme_predictions(cfg: CfgNode) -> Scene:
 
 
 def non_finite_predictions(cfg: CfgNode) -> Iterator[Scene]:
-    """What a diverging network predicts, in half of its predictions or in all."""
+    """Predict what a diverging network does, in half of the predictions or in all."""
     for number, names, step in itertools.product(
         ("nan", "inf", "-inf", "1e30"), (("boxes",), ("logits",), ("boxes", "logits")), (2, 1)
     ):
@@ -130,7 +121,7 @@ def non_finite_predictions(cfg: CfgNode) -> Iterator[Scene]:
 
 
 def all_scenes(cfg: CfgNode) -> list[Scene]:
-    """Every scene with finite predictions."""
+    """Make every scene with finite predictions."""
     single = cfg.clone()
     single.MODEL.ANCHOR_GENERATOR.SIZES = [[64]]
     single.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS = [[1.0]]
@@ -153,7 +144,7 @@ def all_scenes(cfg: CfgNode) -> list[Scene]:
 
 
 def _scene(title: str, cfg: CfgNode, cells: tuple[int, int], counts: tuple[int, ...]) -> Scene:
-    """Random objects on a map of ``cells``, and predictions near their anchors."""
+    """Draw random objects on a map of ``cells``, and predictions near their anchors."""
     generator = build_anchor_generator(cfg, [SHAPE])
     (num_anchors,) = generator.num_anchors
     with warnings.catch_warnings():

@@ -1,10 +1,11 @@
-"""Which parts there are, which checks each must pass, and how a check is run."""
+"""Find registered parts, and run the checks of their slots."""
 
 from __future__ import annotations
 
 import itertools
 import unittest
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,7 +32,7 @@ class Slot:
     Attributes:
         key: the config key that selects a part by name.
         registry: where parts are registered.
-        subject: called with a config that selects a part; what the checks are called with.
+        subject: makes the argument of the checks from a config that selects a part.
         checks: the first says whether there is a part at all.
     """
 
@@ -120,7 +121,7 @@ class Case:
         return self.check is SLOTS[self.part.split("/")[0]].checks[0]
 
     def run(self) -> None:
-        """Run the check, from a fixed random state; the caller's state stays as it is.
+        """Run the check from a fixed random state, in one thread; both are restored afterwards.
 
         Raises:
             ConformanceError: the part breaks its contract.
@@ -131,7 +132,7 @@ class Case:
         cfg = self.cfg.clone()
         cfg.merge_from_list([slot.key, name])
         subject = slot.subject(cfg)
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _one_thread():
             torch.manual_seed(0)
             if self.is_first or self.check.__name__ in WAIVABLE:
                 with raising_means("it could not be built"):
@@ -149,10 +150,10 @@ class Case:
 
 
 def find_cases(plugin: str = "", overrides: Sequence[str] = (), *, part: str = "") -> list[Case]:
-    """Every check of some parts.
+    """Return every check of some parts.
 
     Args:
-        plugin: an entry of ``PLUGINS``: the parts that it registers. Empty for every registered
+        plugin: an entry of ``PLUGINS``, for the parts that it registers. Empty for every registered
             part; of Detectron2's own, the ResNet and RetinaNet only, as others want other configs.
         overrides: ``KEY VALUE`` pairs, flat. The parts of this package are small by default. A
             detector is given those that it reads.
@@ -163,9 +164,8 @@ def find_cases(plugin: str = "", overrides: Sequence[str] = (), *, part: str = "
     """
     words = [*(["PLUGINS", repr((plugin,))] if plugin else []), *overrides]
     written = dict(zip(words[::2], words[1::2], strict=False))
-    build_cfg(
-        "", [*_plugins(written), *words[len(words) // 2 * 2 :]]
-    )  # imports; refuses half pairs
+    plugins = ["PLUGINS", written["PLUGINS"]] if "PLUGINS" in written else []
+    build_cfg("", plugins + words[len(words) // 2 * 2 :])  # imports; refuses half pairs
     parts = registered_parts(load_plugins([plugin])[0].__name__ if plugin else "")
     if part:
         slot, _, name = part.partition("/")
@@ -189,7 +189,7 @@ def find_cases(plugin: str = "", overrides: Sequence[str] = (), *, part: str = "
 
 
 def registered_parts(module: str = "") -> list[str]:
-    """``slot/name`` of each part defined in ``module`` or below it; of every part if empty."""
+    """Return ``slot/name`` of each part defined in ``module`` or below; of all if empty."""
     return [
         f"{slot_name}/{name}"
         for slot_name, slot in SLOTS.items()
@@ -198,8 +198,15 @@ def registered_parts(module: str = "") -> list[str]:
     ]
 
 
-def _plugins(written: dict[str, str]) -> list[str]:
-    return [word for pair in written.items() for word in pair if pair[0] == "PLUGINS"]
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Run PyTorch in one thread: on tensors as small as here, threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _is_wanted(name: str, defined_in: str, module: str) -> bool:

@@ -6,10 +6,10 @@ Into ours:
 Out of ours:
   python -m yolof_d2.convert model_final.pth mmdet.pth --to mmdet
 
-Without --from and --to, the names in SOURCE tell whose they are. Nothing is written unless all
-that the model needs is there, in its shape. The model is that of --config-file and KEY VALUE pairs;
-without a config file, what the weights tell. The report goes to the standard error, the config
-lines that belong to the weights to the standard output.
+Without --from and --to, the format is found by the names in SOURCE. Nothing is written unless
+SOURCE has all weights of the model, in the right shapes. The model is that of --config-file and KEY
+VALUE pairs; without a config file, it is deduced from the weights. The report goes to the standard
+error, the config lines for the weights to the standard output.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 
 import yaml
 
+from yolof_d2.command import run_command
 from yolof_d2.errors import UserError
 
 from .files import read_weights, write_atomically
@@ -43,7 +44,7 @@ logger = logging.getLogger("yolof_d2.convert")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
+    """Run the command; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m yolof_d2.convert",
         description=__doc__,
@@ -62,14 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="change the config")
     args = parser.parse_intermixed_args(arguments)
-    logging.basicConfig(format="%(message)s")
-    logger.setLevel(logging.INFO)
-    try:
-        _run(args)
-    except UserError as error:
-        logger.error("error: %s", error)
-        return 1
-    return 0
+    return run_command(logger.name, lambda: _run(args))
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -97,20 +91,20 @@ def _run(args: argparse.Namespace) -> None:
     content = {
         "model": dict(fitted.weights),
         "__author__": f"{name}, converted by yolof_d2",
-        # By it Detectron2 finds a ResNet behind any prefix: backbone., backbone.bottom_up.
+        # Detectron2 then finds a ResNet behind any prefix: backbone., backbone.bottom_up.
         "matching_heuristics": layout.backbone_only,
     }
     write_atomically(content, args.target)
     _report(f"{args.target} (from {name})", fitted, others)
     logger.info("The config needs%s:", note)
-    told = {key: value for key, value in deduced.items() if key not in UNKNOWN_VALUES}
-    sys.stdout.write(_format_config({"MODEL.WEIGHTS": str(args.target), **layout.config, **told}))
+    known = {key: value for key, value in deduced.items() if key not in UNKNOWN_VALUES}
+    sys.stdout.write(_format_config({"MODEL.WEIGHTS": str(args.target), **layout.config, **known}))
 
 
 def _fit_to_model(
     start: Conversion, layout: Format, args: argparse.Namespace
 ) -> tuple[Conversion, dict[str, Any]]:
-    """Check against the model of the config; also the config keys that the weights told."""
+    """Fit to the model of the config; return the deduced config keys too."""
     deduced: dict[str, Any] = {}
     to_source = () if args.to else [(ours, theirs) for theirs, ours in layout.rules]
     try:
@@ -125,17 +119,11 @@ def _fit_to_model(
 
 
 def _chain(first: Conversion, second: Conversion) -> Conversion:
-    """One conversion after another; in both, what became of the names of the first one's source."""
-    origin = first.origin
-    return replace(
-        second,
-        origin={name: origin[between] for name, between in second.origin.items()},
-        left_out={
-            **first.left_out,
-            **{origin[name]: reason for name, reason in second.left_out.items()},
-        },
-        not_placed=first.not_placed,
-    )
+    """Join two conversions, with names of the first one's source."""
+    origin = {name: first.origin[between] for name, between in second.origin.items()}
+    left_out = {first.origin[name]: reason for name, reason in second.left_out.items()}
+    left_out = {**first.left_out, **left_out}
+    return replace(second, origin=origin, left_out=left_out, not_placed=first.not_placed)
 
 
 def _report(title: str, result: Conversion, others: Sequence[str]) -> None:

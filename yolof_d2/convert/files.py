@@ -1,4 +1,4 @@
-"""Checkpoint files: what is read from them, and how they are written."""
+"""Read and write checkpoint files."""
 
 from __future__ import annotations
 
@@ -15,16 +15,10 @@ from torch import Tensor
 from yolof_d2.errors import UserError
 from yolof_d2.files import replacing
 
-# What torch.load, safetensors and, on bytes that are no pickle, pickle raise.
+# Raised by torch.load, safetensors and, on bytes that are no pickle, pickle.
 _READ_ERRORS = (
-    OSError,
-    EOFError,
-    RuntimeError,
-    LookupError,
-    AttributeError,
-    TypeError,
-    ValueError,
-    pickle.UnpicklingError,
+    *(OSError, EOFError, RuntimeError, LookupError),
+    *(AttributeError, TypeError, ValueError, pickle.UnpicklingError),
 )
 
 
@@ -32,13 +26,13 @@ def read_weights(path: Path, *, unsafe: bool = False) -> tuple[dict[str, Tensor]
     """Read the weights in a checkpoint, whether or not they are under "state_dict" or "model".
 
     Args:
-        path: what ``torch.save`` wrote, or a ``.safetensors`` file.
+        path: a file by ``torch.save``, or ``.safetensors``.
         unsafe: also read files with Python objects in them, which may run code of the file's.
-            Objects of packages that are not installed are passed over.
+            Objects of packages that are not installed are skipped.
 
     Returns:
-        Weights by name, without the "module." that data parallel training puts before every name;
-        and what else the file holds.
+        Weights by name, without the "module." of data parallel training; and the names of all else
+        in the file.
 
     Raises:
         UserError: the file cannot be read, or holds no weights.
@@ -65,11 +59,8 @@ def _read(path: Path, unsafe: bool) -> Any:
     try:
         if path.suffix == ".safetensors":
             return _read_safetensors(path)
-        if unsafe:
-            return torch.load(
-                path, map_location="cpu", weights_only=False, pickle_module=_FORGIVING_PICKLE
-            )
-        return torch.load(path, map_location="cpu", weights_only=True)
+        reader = _FORGIVING_PICKLE if unsafe else None
+        return torch.load(path, map_location="cpu", weights_only=not unsafe, pickle_module=reader)
     except _READ_ERRORS as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         if found is not None:
@@ -77,7 +68,7 @@ def _read(path: Path, unsafe: bool) -> Any:
                 f"{path} holds Python objects beside its weights ({found[1]}), and reading them "
                 "may run code of the file's. If you trust it: --unsafe"
             ) from error
-        # Around the reason, PyTorch's text advises to try weights_only=False.
+        # PyTorch's text around the reason advises to try weights_only=False.
         reason = str(error).split("WeightsUnpickler error:")[-1].strip().split("\n")[0]
         raise UserError(
             f"{path} is no checkpoint that PyTorch can read: {reason or type(error).__name__}"
@@ -97,7 +88,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 class _Absent(dict):
-    """Stands for an object whose class is not installed here; takes whatever it is given."""
+    """Stand-in for an object whose class is not installed here; ignores its content."""
 
     def __init__(self, *args: object, **kwargs: object):
         super().__init__()
@@ -123,7 +114,7 @@ _FORGIVING_PICKLE = SimpleNamespace(
 
 
 def write_atomically(content: Any, path: Path) -> None:
-    """Write with ``torch.save``; there is never a part of a file under the name ``path``.
+    """Write with ``torch.save``, whole or not at all.
 
     Raises:
         UserError: the file cannot be written.

@@ -1,11 +1,11 @@
-"""How other projects name their weights, as tables that are read in both directions."""
+"""Names of weights in other projects, as tables that are read in both directions."""
 
 from __future__ import annotations
 
 import functools
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -62,17 +62,16 @@ class Format:
 
     Attributes:
         rules: pairs (theirs, ours), see :func:`translate`.
-        left_out: pairs (regular expression, reason) for names of theirs that are left out on
-            purpose.
+        left_out: pairs (regular expression, reason) for names of theirs to leave out.
         ours_left_out: the same for names of ours.
         scope: the names in a model of ours that have a counterpart; group 1 is the name without
             what is in front of it.
-        required: names of theirs that no model of theirs is without.
+        required: names that every model of theirs has.
         biases: pairs (bias of a convolution, running mean of the norm after it), names of ours; in
             theirs these convolutions have no bias.
-        config: what a config of ours must have for the weights to mean the same here and there.
-        note: what else to know about ``config``.
-        backbone_only: they are a ResNet's; what is converted has names without prefix.
+        config: keys of our config with which the weights mean the same here and there.
+        note: a remark on ``config``.
+        backbone_only: they are a ResNet's; converted names have no prefix.
         wrapped: their files hold the weights under ``state_dict``.
     """
 
@@ -160,10 +159,10 @@ FORMATS: Mapping[str, Format] = {
 
 
 def detect_format(names: Collection[str]) -> str:
-    """Name in ``FORMATS`` of the project that names its weights so.
+    """Return the name in ``FORMATS`` of the project with such names of weights.
 
     Raises:
-        UserError: none of them does.
+        UserError: none of them has.
     """
     for name, typical in (
         ("mmdet", r"(neck|bbox_head)\..+"),
@@ -181,45 +180,44 @@ def detect_format(names: Collection[str]) -> str:
 
 @dataclass(frozen=True)
 class Conversion:
-    """Renamed weights, and what became of each name of the source.
+    """Renamed weights, and the fate of each name of the source.
 
     Attributes:
         weights: by new name.
         origin: name in the source of each new name.
-        left_out: source names that were left out on purpose, each with the reason.
+        left_out: source names left out on purpose, each with the reason.
         not_placed: source names without a place, in the order of the source.
-        added: new names that stand for nothing in the source.
+        added: new names without a source.
     """
 
-    weights: Weights
-    origin: Mapping[str, str]
-    left_out: Mapping[str, str]
-    not_placed: Sequence[str]
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    origin: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    not_placed: list[str] = field(default_factory=list)
     added: Sequence[str] = ()
+
+    def place(self, name: str, new_name: str, tensor: Tensor) -> None:
+        """Add a weight under a new name."""
+        self.weights[new_name] = tensor
+        self.origin[new_name] = name
 
 
 def convert_to_ours(source: Weights, layout: Format) -> Conversion:
-    """Rename weights of another project; biases that we have and they have not become zero."""
+    """Rename weights of another project; biases that only we have become zero."""
     renamed = _rename(source, layout.rules, layout.left_out)
     zeros = {}
     for name, weight in renamed.weights.items():
         bias = f"{name.removesuffix('.weight')}.bias"
         if bias not in renamed.weights and translate(bias, layout.biases):
             zeros[bias] = weight.new_zeros(weight.shape[0])
-    return Conversion(
-        {**renamed.weights, **zeros},
-        renamed.origin,
-        renamed.left_out,
-        renamed.not_placed,
-        tuple(zeros),
-    )
+    return replace(renamed, weights={**renamed.weights, **zeros}, added=tuple(zeros))
 
 
 def convert_to_theirs(source: Weights, layout: Format) -> Conversion:
     """Rename weights of ours for another project.
 
-    A bias that they have no place for is taken off the running mean of the norm after it: the same
-    in inference, and without effect in training, where the batch's mean is taken off.
+    A bias that they have no place for is subtracted from the running mean of the norm after it: the
+    same in inference, and without effect in training, where the batch's mean is subtracted.
 
     Args:
         source: named as :func:`select` gives them.
@@ -245,46 +243,38 @@ def convert_to_theirs(source: Weights, layout: Format) -> Conversion:
             "this model has other parts than theirs; only here: "
             f"{show(renamed.not_placed) or 'nothing'}; only there: {show(absent) or 'nothing'}"
         )
-    return Conversion(renamed.weights, renamed.origin, {**renamed.left_out, **folded}, ())
+    return replace(renamed, left_out={**renamed.left_out, **folded})
 
 
 def select(source: Weights, layout: Format) -> Conversion:
     """Take the weights of a model of ours that lie in the scope of ``layout``, without prefix."""
-    weights: dict[str, Tensor] = {}
-    origin: dict[str, str] = {}
-    left_out: dict[str, str] = {}
-    not_placed: list[str] = []
+    result = Conversion()
     for name, tensor in source.items():
         match = re.fullmatch(layout.scope, name)
         if match is None:
-            left_out[name] = "no part of a ResNet"
-        elif match[1] in weights:
-            not_placed.append(name)
+            result.left_out[name] = "no part of a ResNet"
+        elif match[1] in result.weights:
+            result.not_placed.append(name)
         else:
-            weights[match[1]] = tensor
-            origin[match[1]] = name
-    return Conversion(weights, origin, left_out, not_placed)
+            result.place(name, match[1], tensor)
+    return result
 
 
 def show(names: Sequence[str], limit: int = 20) -> str:
-    """Names in one line, the first ``limit`` of them."""
+    """Return the first ``limit`` names in one line."""
     more = f", ... and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
 
 
 def _rename(source: Weights, rules: Rules, left_out: Rules) -> Conversion:
-    weights: dict[str, Tensor] = {}
-    origin: dict[str, str] = {}
-    reasons: dict[str, str] = {}
-    not_placed: list[str] = []
+    result = Conversion()
     for name, tensor in source.items():
         reason = next((why for left, why in left_out if re.fullmatch(left, name)), None)
         new_name = translate(name, rules)
         if reason is not None:
-            reasons[name] = reason
+            result.left_out[name] = reason
         elif new_name is None:
-            not_placed.append(name)
+            result.not_placed.append(name)
         else:
-            weights[new_name] = tensor
-            origin[new_name] = name
-    return Conversion(weights, origin, reasons, not_placed)
+            result.place(name, new_name, tensor)
+    return result

@@ -1,11 +1,10 @@
-"""What a model needs: its config as the weights tell it, names and shapes from building it."""
+"""Find the config of a model from its weights, and fit weights to the model."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from yolof_d2.config import build_cfg
@@ -35,17 +34,13 @@ _OPTIONAL = re.compile(r"pixel_mean|pixel_std|.+\.num_batches_tracked")
 
 
 def deduce_config(weights: Weights, *, resnet_only: bool) -> dict[str, Any]:
-    """Config keys of a YOLOF with these weights, as far as they tell.
+    """Deduce the config keys of a YOLOF, or of its ResNet alone, from weights under our names.
 
-    The values of the keys in ``UNKNOWN_VALUES`` have the right length and no more. Strides and the
-    channel order of the input leave no trace either.
-
-    Args:
-        weights: named as those of a ResNet of Detectron2's if ``resnet_only``, else as a YOLOF's.
-        resnet_only: leave out what is not about the ResNet.
+    Of the keys in ``UNKNOWN_VALUES`` only the length is known. Strides and the channel order of the
+    input are not in the weights.
 
     Raises:
-        UserError: a weight that would tell is missing, or no such model can be built.
+        UserError: a weight that is needed for it is missing, or no such model can be built.
     """
     if resnet_only:
         return _deduce_resnet(weights)
@@ -111,12 +106,12 @@ def _shape(weights: Weights, name: str) -> tuple[int, ...]:
 def build_expected(
     config_file: str, overrides: Sequence[str], deduced: Mapping[str, Any]
 ) -> Weights:
-    """Weights, just initialised, of the model that a config describes.
+    """Build the model of a config, and return its initial weights.
 
     Args:
         config_file: its path; empty for a YOLOF with a ResNet and the ``deduced`` keys.
-        overrides: ``KEY VALUE`` pairs, flat, as on the command line; they have the last word.
-        deduced: see :func:`deduce_config`; not read when there is a config file.
+        overrides: ``KEY VALUE`` pairs, flat, which win over both.
+        deduced: from :func:`deduce_config`.
 
     Raises:
         ConfigError: the config is wrong.
@@ -130,12 +125,12 @@ def build_expected(
 
 
 def fit(conversion: Conversion, expected: Weights, to_source: Rules) -> Conversion:
-    """Keep what the model has a place for, once it is known that nothing is wanting.
+    """Keep the weights that the model has a place for, if it lacks none.
 
     Args:
-        conversion: weights under names of ours.
-        expected: names and shapes of the model.
-        to_source: rules from names of ours to those in the source, for the message.
+        conversion: weights under our names.
+        expected: weights of the model.
+        to_source: rules from our names to those in the source, for the message.
 
     Raises:
         UserError: a weight of the model is missing or has another shape.
@@ -155,24 +150,18 @@ def fit(conversion: Conversion, expected: Weights, to_source: Rules) -> Conversi
         lines += [f"of another shape: {show(misshaped)}"] * bool(misshaped)
         raise UserError("\n  ".join(lines))
 
-    foreign = [name for name in weights if name not in expected and name in conversion.origin]
-    counters = [name for name in foreign if name.endswith(".num_batches_tracked")]
-    return replace(
-        conversion,
-        weights={name: tensor for name, tensor in weights.items() if name in expected},
-        origin={name: source for name, source in conversion.origin.items() if name in expected},
-        left_out={
-            **conversion.left_out,
-            **{
-                conversion.origin[name]: "batch counters, which frozen norms have not"
-                for name in counters
-            },
-        },
-        not_placed=[
-            *conversion.not_placed,
-            *(conversion.origin[name] for name in foreign if name not in counters),
-        ],
-        added=[name for name in conversion.added if name in expected],
+    left_out, not_placed = dict(conversion.left_out), list(conversion.not_placed)
+    for name, source in conversion.origin.items():
+        if name.endswith(".num_batches_tracked") and name not in expected:
+            left_out[source] = "batch counters, which frozen norms have not"
+        elif name not in expected:
+            not_placed.append(source)
+    return Conversion(
+        {name: tensor for name, tensor in weights.items() if name in expected},
+        {name: source for name, source in conversion.origin.items() if name in expected},
+        left_out,
+        not_placed,
+        [name for name in conversion.added if name in expected],
     )
 
 

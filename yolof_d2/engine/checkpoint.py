@@ -1,6 +1,4 @@
-"""Checkpoints: written whole or not at all, and loaded with an error instead of a silent start from
-scratch.
-"""
+"""Checkpoints: written whole or not at all, and refused when they do not fit the model."""
 
 from __future__ import annotations
 
@@ -18,30 +16,24 @@ from yolof_d2.files import replacing, write_text
 
 
 class StrictDetectionCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer, which replaces files in one step, and refuses a file that has
-    nothing for the model.
+    """Replace files in one step, and refuse a file that has nothing for the model.
 
-    Detectron2 writes in place: a process that is killed while it saves leaves half a file, or an
-    empty ``last_checkpoint``. And it warns about each weight without a counterpart and goes on, so
-    that a file under other names (of another project, or of a backbone without its prefix) trains
-    from scratch.
+    Detectron2's checkpointer writes in place: a process killed while it saves leaves half a file,
+    or an empty ``last_checkpoint``. And it only warns of weights without a counterpart: with a file
+    under other names (of another project, or without a prefix) it would train from scratch.
     """
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Save model and checkpointables as ``name.pth``, then name it in ``last_checkpoint``.
 
-        While training, how long it took is written as the scalar ``checkpoint/seconds``.
-
-        Args:
-            name: file name without its ending.
-            kwargs: more to save, such as ``iteration``.
+        Other arguments, such as ``iteration``, are saved too. While training, the time it took is
+        written as the scalar ``checkpoint/seconds``.
         """
         if not self.save_dir or not self.save_to_disk:
             return
         start = time.perf_counter()
-        data = {"model": self.model.state_dict()}
-        data.update({key: held.state_dict() for key, held in self.checkpointables.items()})
-        data.update(kwargs)
+        held = {key: each.state_dict() for key, each in self.checkpointables.items()}
+        data = {"model": self.model.state_dict(), **held, **kwargs}
         self.logger.info("Saving checkpoint to %s", os.path.join(self.save_dir, f"{name}.pth"))
         for left in Path(self.save_dir).glob(".*.pth.*.partial"):  # by a process that was killed
             left.unlink(missing_ok=True)

@@ -1,12 +1,9 @@
-"""Training hooks: equal batch statistics, best checkpoint, pictures, a stop on request, and the
-summary at the end.
-"""
+"""Training hooks: equal batch statistics, best checkpoint, pictures, stop on request, summary."""
 
 from __future__ import annotations
 
 import json
 import logging
-import math
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -25,28 +22,23 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from yolof_d2.errors import TrainingStopped
 from yolof_d2.evaluation.pictures import draw_images, pick_images
-from yolof_d2.files import replacing, write_text
+from yolof_d2.files import nan_to_none, replacing, write_text
 from yolof_d2.measure.metrics_file import read_metrics, summarise
 
 logger = logging.getLogger(__name__)
 
 
 class AverageBatchNorm(HookBase):
-    """Keeps the running statistics of batch normalisation equal on all ranks: their mean.
+    """Average the running statistics of batch normalisation over all ranks.
 
     Each rank's statistics follow its own images. Without this, every rank would evaluate its share
-    of the images with a model of its own, of which a checkpoint holds only the main rank's. A
-    running mean of means is the mean of running means, so that averaging in every iteration gives
-    what averaging before each evaluation would; and no checkpoint, whenever it is saved, differs.
-    Training itself does not read them.
+    of the images with a model of its own, and a checkpoint would hold the main rank's alone. As a
+    running mean of means is the mean of running means, averaging in every iteration gives what
+    averaging before each evaluation would. Training itself does not read them.
     """
 
     def __init__(self, model: nn.Module):
-        """
-        Args:
-            model: in training mode, not wrapped for several ranks.
-        """
-        # SyncBN has them equal already; those of layers that are not trained stay as they are.
+        # SyncBN has them equal already; those of frozen layers stay as they are.
         self._buffers = [
             buffer
             for module in model.modules()
@@ -68,7 +60,7 @@ class AverageBatchNorm(HookBase):
 
 
 class ResumableBestCheckpointer(BestCheckpointer):
-    """Detectron2's ``BestCheckpointer``, which remembers the best value over a resume."""
+    """Remember the best value over a resume, which Detectron2's ``BestCheckpointer`` does not."""
 
     def _best_checking(self) -> None:
         # Detectron2 saves before it notes the new value, so that model_best.pth, from which a
@@ -88,16 +80,12 @@ class ResumableBestCheckpointer(BestCheckpointer):
 
 
 class StopOnRequest(HookBase):
-    """Ends training at an iteration boundary when a rank was asked to stop, with a checkpoint.
+    """Save a checkpoint and end training after an iteration in which a rank was asked to stop.
 
     It must be the last hook: what is due at this iteration, such as an evaluation, comes before.
     """
 
     def __init__(self, checkpointer: Checkpointer):
-        """
-        Args:
-            checkpointer: saves on the main rank; its other checkpoints are kept.
-        """
         self._checkpointer = checkpointer
 
     def after_step(self) -> None:
@@ -114,7 +102,7 @@ class StopOnRequest(HookBase):
 
 
 class DrawPredictions(HookBase):
-    """Draws ground truth beside predictions, always of the same images, after evaluations.
+    """Draw ground truth beside predictions, always of the same images, after evaluations.
 
     The picture goes to ``OUTPUT_DIR/pictures`` and, as ``predictions``, into the event storage. It
     runs on the main rank, after ``EvalHook``.
@@ -124,7 +112,7 @@ class DrawPredictions(HookBase):
         """
         Args:
             dataset: name of the evaluated data set.
-            output_dir: the run's.
+            output_dir: ``OUTPUT_DIR``.
             num_images: images of a picture.
             period: iterations between pictures, where an evaluation falls on them; 0 for the last
                 evaluation alone, which always has one.
@@ -166,10 +154,9 @@ class DrawPredictions(HookBase):
 
 
 class RunSummary(HookBase):
-    """At the end of a finished run, logs results, speed and memory, and writes them to
-    ``summary.json``: a digest of ``metrics.json``, of all starts of the run.
+    """Log results, speed and memory of a finished run, and write them to ``summary.json``.
 
-    It must come after what writes ``metrics.json``.
+    They are a digest of ``metrics.json``, of all starts of the run; its writer must come before.
     """
 
     def __init__(self, output_dir: str, batch_size: int, describe: Callable[[], dict[str, Any]]):
@@ -177,8 +164,7 @@ class RunSummary(HookBase):
         Args:
             output_dir: where ``summary.json`` goes.
             batch_size: images of an iteration, of all ranks.
-            describe: returns what else to record (provenance); called at the start, as the code may
-                change on disk while it runs.
+            describe: returns the provenance; called at the start, before the code on disk changes.
         """
         self._folder = Path(output_dir)
         self._batch_size = batch_size
@@ -200,20 +186,10 @@ class RunSummary(HookBase):
             **self._provenance,
         }
         path = self._folder / "summary.json"
-        write_text(path, json.dumps(_nan_to_none(summary), indent=2, allow_nan=False))
+        write_text(path, json.dumps(nan_to_none(summary), indent=2))
         boxes = results.get("bbox", {})
-        row = {
-            name: boxes[name]
-            for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")
-            if name in boxes
-        }
+        names = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+        row = {name: boxes[name] for name in names if name in boxes}
         row["s/iter"] = summary["median_seconds_per_iteration"]
         row.update({f"{name} MiB": value for name, value in summary["peak_memory_mib"].items()})
         logger.info("Finished; written to %s\n%s", path, create_small_table(row))
-
-
-def _nan_to_none(value: Any) -> Any:
-    """Replace NaN in nested dicts (AP of a size that no object has), which JSON cannot hold."""
-    if isinstance(value, dict):
-        return {key: _nan_to_none(item) for key, item in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value

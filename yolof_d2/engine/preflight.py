@@ -1,4 +1,4 @@
-"""One check before any launch: by ``train_net.py``, when a sweep is planned, and by each job."""
+"""The check before any launch: by ``train_net.py``, when a sweep is planned, and by each job."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Launch:
         here: this machine trains; False where a sweep is only planned, and GPUs and data may be on
             another one.
         command: that trains the same; empty for the one that started this process.
-        config_file: that the config is from, to be copied into the log; may be empty.
+        config_file: source of the config, copied into the log; may be empty.
     """
 
     ranks: int = 1
@@ -40,7 +40,7 @@ class Launch:
 
 
 def preflight(cfg: CfgNode, launch: Launch) -> None:
-    """Find what would stop the run, before any process starts.
+    """Refuse a run that could not work, before any process starts.
 
     Args:
         cfg: resolved config; its data sets are registered.

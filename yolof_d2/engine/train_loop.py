@@ -29,11 +29,7 @@ class MixedPrecisionTrainer(SimpleTrainer):
         optimizer: torch.optim.Optimizer,
         precision: torch.dtype | None,
     ):
-        """
-        Args:
-            model, data_loader, optimizer: see ``SimpleTrainer``.
-            precision: ``torch.float16`` or ``torch.bfloat16``; None for no mixed precision.
-        """
+        """Train with ``torch.float16``, ``torch.bfloat16`` or, if None, without mixed precision."""
         super().__init__(model, data_loader, optimizer)
         self.precision = precision
         if precision is not None:
@@ -103,11 +99,10 @@ class MixedPrecisionTrainer(SimpleTrainer):
         return self.model.module if wrapped else self.model
 
     def state_dict(self) -> dict:
-        """Give optimizer, loss scaling, and the loss normaliser of every rank.
+        """Return optimizer, loss scaling, and the loss normaliser of every rank.
 
-        Detectron2's dense detectors (RetinaNet, FCOS) divide their losses by a running mean, over
-        iterations, of the positives of their rank. It is a plain attribute of the model, so that
-        the weights do not hold it.
+        Detectron2's dense detectors (RetinaNet, FCOS) divide their losses by a running mean of the
+        positives of their rank, a plain attribute of the model that the weights do not hold.
         """
         return {
             **super().state_dict(),

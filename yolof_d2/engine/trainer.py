@@ -61,9 +61,7 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode, *, command: str = ""):
         """Build everything from ``cfg``, as ``DefaultTrainer`` does.
 
-        Args:
-            cfg: the resolved config.
-            command: that trains the same, for the records; empty for that of this process.
+        ``command`` trains the same, for the records; empty for that of this process.
         """
         # DefaultTrainer builds its step trainer and DDP wrapper inline, for CUDA only, so its body
         # is restated here.
@@ -116,23 +114,18 @@ class Trainer(DefaultTrainer):
         """Detectron2's loader with our mapper, or with mosaics (``INPUT.MOSAIC``)."""
         if cfg.INPUT.MOSAIC.PROB == 0:
             return build_detection_train_loader(cfg, mapper=build_mapper(cfg, is_train=True))
-        # Read as Detectron2 would (for a model without keypoints), and wrapped here, so that the
-        # loader and the mosaics share one copy.
-        dataset = DatasetFromList(
-            get_detection_dataset_dicts(
-                cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-            ),
-            copy=False,
+        # Read as Detectron2 does, and wrapped here: the loader and the mosaics share one copy.
+        records = get_detection_dataset_dicts(
+            cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
         )
-        return build_detection_train_loader(
-            cfg, mapper=build_mosaic_mapper(cfg, dataset), dataset=dataset
-        )
+        dataset = DatasetFromList(records, copy=False)
+        mapper = build_mosaic_mapper(cfg, dataset)
+        return build_detection_train_loader(cfg, mapper=mapper, dataset=dataset)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
-        return build_detection_test_loader(
-            cfg, dataset_name, mapper=build_mapper(cfg, is_train=False)
-        )
+        mapper = build_mapper(cfg, is_train=False)
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> COCOBoxEvaluator:
@@ -147,7 +140,7 @@ class Trainer(DefaultTrainer):
         return {**results, "eval": measured} if measured else results
 
     def build_writers(self) -> list[EventWriter]:
-        """Detectron2's writers (the log, ``metrics.json``, TensorBoard), and Weights & Biases."""
+        """Write to the log, ``metrics.json``, TensorBoard, and Weights & Biases."""
         folder = self.cfg.OUTPUT_DIR
         PathManager.mkdirs(folder)
         writers: list[EventWriter] = [
@@ -160,9 +153,7 @@ class Trainer(DefaultTrainer):
         return writers
 
     def build_hooks(self) -> list[HookBase]:
-        """Detectron2's hooks, with measurements, equal batch statistics, best checkpoint, pictures
-        and summary.
-        """
+        """Add measurements, batch statistics, best checkpoint, pictures and summary."""
         cfg = self.cfg
         model = self._trainer.bare_model
         trained = [p for p in model.parameters() if p.requires_grad]
@@ -174,24 +165,14 @@ class Trainer(DefaultTrainer):
             TrainingMeasurements(model, cfg.SOLVER.IMS_PER_BATCH),
         ]
         if comm.is_main_process():
-            writer = (
-                hooks.pop()
-            )  # Detectron2 puts it last, so that it writes what the others measured
-            if cfg.TEST.BEST_METRIC:
-                hooks.append(
-                    ResumableBestCheckpointer(
-                        cfg.TEST.EVAL_PERIOD, self.checkpointer, cfg.TEST.BEST_METRIC
-                    )
-                )
-            if cfg.TEST.PICTURES.NUM_IMAGES and cfg.DATASETS.TEST:
-                hooks.append(
-                    DrawPredictions(
-                        cfg.DATASETS.TEST[0],
-                        cfg.OUTPUT_DIR,
-                        num_images=cfg.TEST.PICTURES.NUM_IMAGES,
-                        period=cfg.TEST.PICTURES.PERIOD,
-                    )
-                )
+            writer = hooks.pop()  # last, so that it writes what the others measured
+            metric, period = cfg.TEST.BEST_METRIC, cfg.TEST.EVAL_PERIOD
+            if metric:
+                hooks.append(ResumableBestCheckpointer(period, self.checkpointer, metric))
+            pictures = cfg.TEST.PICTURES
+            if pictures.NUM_IMAGES and cfg.DATASETS.TEST:
+                own = {name.lower(): value for name, value in pictures.items()}
+                hooks.append(DrawPredictions(cfg.DATASETS.TEST[0], cfg.OUTPUT_DIR, **own))
             summary = RunSummary(cfg.OUTPUT_DIR, cfg.SOLVER.IMS_PER_BATCH, self._describe)
             hooks += [writer, summary]
         return [*hooks, StopOnRequest(self.checkpointer)]

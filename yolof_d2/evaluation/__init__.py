@@ -1,4 +1,4 @@
-"""Evaluation: COCO's AP and AR of boxes, and which kinds of errors cost AP50."""
+"""Evaluation: COCO's AP and AR of boxes, and the AP50 that each error type costs."""
 
 from .coco import COCOBoxEvaluator
 from .error_types import ERROR_KINDS, ErrorAnalysis, analyse_errors

@@ -1,4 +1,4 @@
-"""Which errors cost a run its AP50, and two runs beside each other.
+"""Show the AP50 gained by fixing each error type, of one run or of two side by side.
 
 python -m yolof_d2.evaluation RUN_FOLDER [OTHER_RUN_FOLDER]
 """
@@ -7,25 +7,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
-import math
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from detectron2.data import MetadataCatalog
 from tabulate import tabulate
 
+from yolof_d2.command import run_command
 from yolof_d2.config import build_cfg
 from yolof_d2.data import register_datasets
 from yolof_d2.data.datasets import read_coco_json
-from yolof_d2.errors import DataError, UserError
-from yolof_d2.files import write_text
+from yolof_d2.errors import DataError
+from yolof_d2.files import find_run_file, nan_to_none, write_text
 
 from .error_types import ERROR_KINDS, ErrorAnalysis, analyse_errors
-
-logger = logging.getLogger("yolof_d2.evaluation")
 
 
 def analyse_runs(run_folders: Sequence[Path]) -> list[ErrorAnalysis]:
@@ -53,7 +51,7 @@ def analyse_runs(run_folders: Sequence[Path]) -> list[ErrorAnalysis]:
 
 
 def _read_ground_truth(run_folder: Path) -> dict[str, Any]:
-    cfg = build_cfg(str(_find(run_folder, "config.yaml")))
+    cfg = build_cfg(str(find_run_file(run_folder, "config.yaml")))
     register_datasets(cfg, eval_only=True)
     if not cfg.DATASETS.TEST:
         raise DataError(f"{run_folder}: DATASETS.TEST is empty; the run was never evaluated")
@@ -69,7 +67,7 @@ def _read_ground_truth(run_folder: Path) -> dict[str, Any]:
 
 
 def _read_detections(run_folder: Path) -> list[dict[str, Any]]:
-    path = _find(run_folder, "inference/coco_instances_results.json")
+    path = find_run_file(run_folder, "inference/coco_instances_results.json")
     try:
         detections: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -77,17 +75,8 @@ def _read_detections(run_folder: Path) -> list[dict[str, Any]]:
     return detections
 
 
-def _find(run_folder: Path, name: str) -> Path:
-    path = run_folder / name
-    if not path.is_file():
-        raise DataError(
-            f"{path} is missing: {run_folder} must be the OUTPUT_DIR of an evaluated run"
-        )
-    return path
-
-
 def subtract(a: ErrorAnalysis, b: ErrorAnalysis) -> ErrorAnalysis:
-    """``a`` minus ``b``, each figure."""
+    """Return ``a`` minus ``b``, each figure."""
     return ErrorAnalysis(
         ap50=a.ap50 - b.ap50,
         gains={kind: a.gains[kind] - b.gains[kind] for kind in ERROR_KINDS},
@@ -96,7 +85,7 @@ def subtract(a: ErrorAnalysis, b: ErrorAnalysis) -> ErrorAnalysis:
 
 
 def format_table(names: Sequence[str], analyses: Sequence[ErrorAnalysis]) -> str:
-    """A column for each analysis: AP50, then points and number of errors of each kind."""
+    """Format a column for each analysis: AP50, then gain and number of errors by type."""
     rows = [["AP50", *(f"{analysis.ap50:.2f}" for analysis in analyses)]]
     for kind in ERROR_KINDS:
         cells = (f"{analysis.gains[kind]:.2f} ({analysis.counts[kind]})" for analysis in analyses)
@@ -109,51 +98,34 @@ def format_table(names: Sequence[str], analyses: Sequence[ErrorAnalysis]) -> str
     )
 
 
-def _to_json(analysis: ErrorAnalysis) -> dict[str, Any]:
-    """JSON cannot hold NaN: null stands for it."""
-    gains = {kind: None if math.isnan(value) else value for kind, value in analysis.gains.items()}
-    ap50 = None if math.isnan(analysis.ap50) else analysis.ap50
-    return {"ap50": ap50, "gains": gains, "counts": analysis.counts}
-
-
 def _report(run_folders: Sequence[Path], json_file: Path | None) -> None:
-    """Show the table of one run or two, and write the same as json."""
+    """Print the table of one run or two, and write the same as JSON."""
     analyses = analyse_runs(run_folders)
     names = [str(folder) for folder in run_folders]
-    content: dict[str, Any] = {
-        "runs": [
-            {"run_folder": name, **_to_json(analysis)}
-            for name, analysis in zip(names, analyses, strict=True)
-        ]
-    }
+    runs = [{"run_folder": n, **asdict(a)} for n, a in zip(names, analyses, strict=True)]
+    content: dict[str, Any] = {"runs": runs}
     if len(analyses) == 2:
         names.append("difference")
         analyses.append(subtract(analyses[1], analyses[0]))
-        content["difference"] = _to_json(analyses[2])
+        content["difference"] = asdict(analyses[2])
     sys.stdout.write(format_table(names, analyses) + "\n")
     if json_file:
-        write_text(json_file, json.dumps(content, indent=2, allow_nan=False), durable=False)
+        write_text(json_file, json.dumps(nan_to_none(content), indent=2), durable=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
+    """Run the command; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m yolof_d2.evaluation",
-        description="Which kinds of errors cost a run its AP50: the points that mending all errors "
-        "of a kind would bring. With two runs, also the second minus the first.",
+        description="AP50 gained by fixing each error type, in percent. With two runs, also the "
+        "second minus the first.",
     )
     parser.add_argument("run_folder", type=Path, help="OUTPUT_DIR of an evaluated run")
     parser.add_argument("other_run_folder", type=Path, nargs="?", help="one to compare with it")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     args = parser.parse_args(arguments)
-    logging.basicConfig(format="%(message)s")
     folders = [folder for folder in (args.run_folder, args.other_run_folder) if folder]
-    try:
-        _report(folders, args.json)
-    except (UserError, OSError) as error:
-        logger.error("error: %s", error)
-        return 1
-    return 0
+    return run_command("yolof_d2.evaluation", lambda: _report(folders, args.json))
 
 
 if __name__ == "__main__":

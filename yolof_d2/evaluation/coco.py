@@ -29,7 +29,8 @@ class COCOBoxEvaluator(COCOEvaluator):
     - ``bbox``: COCO's twelve numbers, AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm,
       ARl (NaN where there is no such object, and all of them if nothing at all was detected), then
       ``AP-<class>`` if there are several classes.
-    - ``errors``: AP50 points by kind of error, see :func:`~yolof_d2.evaluation.analyse_errors`.
+    - ``errors``: AP50 gained by fixing each error type, see
+      :func:`~yolof_d2.evaluation.analyse_errors`.
 
     AR is that of pycocotools to the last bit. AP differs from it in that bit: pycocotools adds
     2.2e-16 to the number of detections when it divides by it, so that its precision after one
@@ -37,12 +38,7 @@ class COCOBoxEvaluator(COCOEvaluator):
     """
 
     def __init__(self, dataset_name: str, output_dir: str | None = None):
-        """
-        Args:
-            dataset_name: a registered data set.
-            output_dir: where ``instances_predictions.pth`` and ``coco_instances_results.json`` go;
-                may be left out for a data set in COCO format.
-        """
+        """Files go to ``output_dir``, which may be left out for a data set in COCO format."""
         super().__init__(dataset_name, tasks=("bbox",), output_dir=output_dir, use_fast_impl=False)
 
     def _eval_predictions(
@@ -80,13 +76,13 @@ class COCOBoxEvaluator(COCOEvaluator):
 
         errors = analyse_errors(self._coco_api.dataset, detections, image_ids=img_ids).gains
         self._logger.info(
-            "AP50 points that mending all errors of a kind would bring: \n%s",
+            "AP50 gained by fixing each error type: \n%s",
             create_small_table(errors),
         )
         self._results["errors"] = errors
 
     def _with_dataset_categories(self, detections: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Copies of detections, with the category ids of the data set in place of class numbers."""
+        """Return detections with category ids of the data set in place of class numbers."""
         to_class = self._metadata.get("thing_dataset_id_to_contiguous_id")
         if to_class is None:
             return detections
@@ -108,15 +104,11 @@ class COCOBoxEvaluator(COCOEvaluator):
         iou_type: str,
         class_names: list[str] | None = None,
     ) -> dict[str, float]:
-        """Detectron2's results and tables, and average recall behind the six kinds of AP."""
+        """Add average recall to Detectron2's results and tables, behind the six kinds of AP."""
         results = super()._derive_coco_results(coco_eval, iou_type, class_names)
-        if coco_eval is None:
-            recalls = dict.fromkeys(_AR, float("nan"))
-        else:
-            stats = coco_eval.stats[len(_AP) :]
-            recalls = {
-                name: float(value * 100 if value >= 0 else "nan")
-                for name, value in zip(_AR, stats, strict=True)
-            }
+        recalls = dict.fromkeys(_AR, float("nan"))
+        if coco_eval is not None:
+            for name, value in zip(_AR, coco_eval.stats[len(_AP) :], strict=True):
+                recalls[name] = float(value * 100 if value >= 0 else "nan")
             self._logger.info("Average recall for %s: \n%s", iou_type, create_small_table(recalls))
         return {**{name: results.pop(name) for name in _AP}, **recalls, **results}

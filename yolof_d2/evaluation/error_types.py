@@ -1,7 +1,7 @@
-"""Which kinds of errors cost a detector its AP50, in the manner of TIDE (Bolya et al., ECCV 2020).
+"""AP50 gained by fixing each type of error, in the manner of TIDE (Bolya et al., ECCV 2020).
 
-Every false detection gets one kind, and so does every object that was not found. What a kind costs
-is the AP50 that would be gained if its errors, and no others, were mended.
+Every false detection has one type, and so has every object that was not found. Each type is fixed
+alone, with all other errors in place.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAX_DETECTIONS = 100  # of an image and class, as in COCO
 
 _RECALLS = np.linspace(0, 1, 101)
 
-# What a detection is: the index of its kind in ERROR_KINDS, or no error.
+# Kind of a detection: its index in ERROR_KINDS, or no error.
 _CLASSIFICATION, _LOCALISATION, _BOTH, _DUPLICATE, _BACKGROUND = range(5)
 _CORRECT, _IGNORED = -1, -2
 
@@ -35,11 +35,12 @@ _Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class ErrorAnalysis:
-    """What :func:`analyse_errors` found; the keys of both dicts are :data:`ERROR_KINDS`.
+    """Result of :func:`analyse_errors`; the keys of both dicts are :data:`ERROR_KINDS`.
 
-    ``ap50`` is COCO's, in percent; NaN without any object. ``gains`` are the AP50 points that
-    mending all errors of a kind would bring, in percent. ``counts`` are numbers of detections, for
-    ``missed`` of objects.
+    Attributes:
+        ap50: COCO's, in percent; NaN without any object.
+        gains: AP50 gained by fixing this error type, in percent.
+        counts: number of detections; for ``missed`` of objects.
     """
 
     ap50: float
@@ -53,49 +54,47 @@ def analyse_errors(
     *,
     image_ids: Collection[int] | None = None,
 ) -> ErrorAnalysis:
-    """Sort the errors of a detector into six kinds, and measure what each of them costs.
+    """Sort the errors of a detector into six types, and measure the AP50 that each costs.
 
     Matching is COCO's at IoU 0.5: the 100 best detections of an image and class, in the order of
     their scores, take the free object of their class that they overlap most; others that lie in a
-    crowd of their class are ignored. Any other detection is an error, of the first kind that fits
+    crowd of their class are ignored. Any other detection is an error, of the first type that fits
     (crowds are no objects here):
 
     ================  ====================================================  ========================
-    kind              what it is                                            how it is mended
+    type              definition                                            fix
     ================  ====================================================  ========================
-    localisation      its best IoU with an object of its class is in        the box is put right
+    localisation      its best IoU with an object of its class is in        correct the box
                       [0.1, 0.5)
-    classification    its best IoU with an object of another class is 0.5   the class is put right
+    classification    its best IoU with an object of another class is 0.5   correct the class
                       or more
-    duplicate         its best IoU with an object of its class is 0.5 or    it is removed
+    duplicate         its best IoU with an object of its class is 0.5 or    remove it
                       more: a better detection has that object
-    background        no IoU with any object is above 0.1                   it is removed
-    both              what is left: its best IoU with an object of another  it is removed
+    background        no IoU with any object is above 0.1                   remove it
+    both              what is left: its best IoU with an object of another  remove it
                       class is in (0.1, 0.5)
-    missed            an object that no detection found, and to which no    the object is removed
-                      error of the first two kinds belongs
+    missed            an object that no detection found, and to which no    remove the object
+                      error of the first two types belongs
     ================  ====================================================  ========================
 
-    To put a box or a class right makes a detection correct, with the score that it has. Only one
-    can be correct for an object: the one with the highest score among all errors of the first two
-    kinds that belong to the object. The others, and those whose object has been found, are
-    removed. Removing missed objects stretches recall; a class that has no object left leaves the
-    mean, as COCO leaves out a class without objects.
+    A corrected detection keeps its score. Only one can be correct for an object: of all errors of
+    the first two types that belong to the object, the one with the highest score. The others, and
+    those whose object has been found, are removed. Removing missed objects stretches recall; a
+    class that has no object left leaves the mean, as COCO leaves out a class without objects.
 
-    The gains do not add up to 100 - AP50: each is measured with all other errors in place. A loss,
-    possible because COCO samples precision at 101 recalls, counts as 0, as in TIDE.
+    The gains do not add up to 100 - AP50. A loss, possible because COCO samples precision at 101
+    recalls, counts as 0, as in TIDE.
 
     TIDE's code (``tidecv`` 1.0.1) gives the same, except that there
 
     - a class with detections but without objects, also after missed objects were removed, counts
       with AP 0, so that AP50 is not COCO's; here it does not count;
-    - detections ignored in a crowd are sorted into kinds too, and mending may make them correct;
+    - detections ignored in a crowd have a type too, and fixing may make them correct;
       a crowd must cover more than half of a detection, here half or more;
     - the limit of 100 detections is for an image, here for an image and class; Detectron2's limit
       (``TEST.DETECTIONS_PER_IMAGE``) is for an image as well, and makes the two equal;
-    - at equal scores, mended false detections come before correct ones, here they keep COCO's
-      order;
-    - a duplicate with an IoU of exactly 0.5 counts as localisation; both kinds remove it;
+    - at equal scores, fixed detections come before correct ones, here they keep COCO's order;
+    - a duplicate with an IoU of exactly 0.5 counts as localisation; both types remove it;
     - the 101 recalls are rounded otherwise than COCO's, so that precision may be sampled one
       detection further on (up to a tenth of a point on small data sets).
 
@@ -106,9 +105,9 @@ def analyse_errors(
         image_ids: only these images count; None for all.
 
     Returns:
-        AP50, gains and counts. The gain of ``missed`` is NaN if all objects are missed, as no AP
-        is left then. If nothing was detected, AP50 and the other gains are 0. Without any object,
-        AP50 and all gains are NaN.
+        The gain of ``missed`` is NaN if all objects are missed, as no AP is left then. If nothing
+        was detected, AP50 and the other gains are 0. Without any object, AP50 and all gains are
+        NaN.
 
     Raises:
         DataError: a detection is of an image that is not in the ground truth.
@@ -127,25 +126,25 @@ def analyse_errors(
     found = _best_detections(_read_boxes(detections, images, categories))
 
     kind, target = _judge(found, objects)
-    mendable = _choose_mendable(kind, target)
+    fixable = _choose_fixable(kind, target)
     missed = ~objects.crowd
-    missed[target[(kind == _CORRECT) | mendable]] = False
+    missed[target[(kind == _CORRECT) | fixable]] = False
 
     num_objects = np.bincount(objects.category[~objects.crowd], minlength=len(categories))
     num_missed = np.bincount(objects.category[missed], minlength=len(categories))
     counted = found[kind != _IGNORED], kind[kind != _IGNORED] == _CORRECT
     ap50 = _average_precision(*counted, num_objects)
-    mended_ap50 = [
-        _average_precision(*_mend(error, found, objects, kind, target, mendable), num_objects)
+    fixed_ap50 = [
+        _average_precision(*_fix(error, found, objects, kind, target, fixable), num_objects)
         for error in range(_BACKGROUND + 1)
     ]
-    mended_ap50.append(_average_precision(*counted, num_objects - num_missed))
+    fixed_ap50.append(_average_precision(*counted, num_objects - num_missed))
     counts = [*np.bincount(kind[kind >= 0], minlength=_BACKGROUND + 1), missed.sum()]
     return ErrorAnalysis(
         ap50=ap50,
         gains={
-            name: float(np.maximum(mended - ap50, 0))  # NaN stays
-            for name, mended in zip(ERROR_KINDS, mended_ap50, strict=True)
+            name: float(np.maximum(fixed - ap50, 0))  # NaN stays
+            for name, fixed in zip(ERROR_KINDS, fixed_ap50, strict=True)
         },
         counts={name: int(count) for name, count in zip(ERROR_KINDS, counts, strict=True)},
     )
@@ -199,15 +198,15 @@ def _best_detections(boxes: _Boxes) -> _Boxes:
 
 
 def _judge(found: _Boxes, objects: _Boxes) -> tuple[_Ints, _Ints]:
-    """Say what each detection is, and to which object it belongs.
+    """Return the kind of each detection, and the object that it belongs to.
 
     Args:
         found: sorted by image, then by descending score.
         objects: sorted by image; crowds among them.
 
     Returns:
-        Kind (D,), and index of the object that a correct detection has, or that a wrong class or
-        box is for (D,); -1 for all others.
+        Kind (D,), and index of the object (D,) that a correct detection has, or that a wrong class
+        or box is for; -1 for all others.
     """
     kind = np.full(len(found.image), _BACKGROUND)
     target = np.full(len(found.image), -1)
@@ -270,28 +269,28 @@ def _match(overlaps: _Floats) -> _Ints:
     return partner
 
 
-def _choose_mendable(kind: _Ints, target: _Ints) -> _Bools:
-    """Which detections (D,) become correct when their class or box is put right: the best of those
-    that belong to an object, if it has not been found.
+def _choose_fixable(kind: _Ints, target: _Ints) -> _Bools:
+    """Return which detections (D,) become correct with the right class or box: of each object that
+    was not found, the best of those that belong to it.
     """
     candidates = np.flatnonzero((kind == _LOCALISATION) | (kind == _CLASSIFICATION))
     candidates = candidates[~np.isin(target[candidates], target[kind == _CORRECT])]
     # An object is of one image, and detections of an image are in the order of their scores.
     _, first = np.unique(target[candidates], return_index=True)
-    mendable = np.zeros(len(kind), dtype=np.bool_)
-    mendable[candidates[first]] = True
-    return mendable
+    fixable = np.zeros(len(kind), dtype=np.bool_)
+    fixable[candidates[first]] = True
+    return fixable
 
 
-def _mend(
-    error: int, found: _Boxes, objects: _Boxes, kind: _Ints, target: _Ints, mendable: _Bools
+def _fix(
+    error: int, found: _Boxes, objects: _Boxes, kind: _Ints, target: _Ints, fixable: _Bools
 ) -> tuple[_Boxes, _Bools]:
-    """Mend the errors of a kind; returns the detections that then count, and which are correct."""
-    mended = mendable & (kind == error)
+    """Fix the errors of a type; return the detections that then count, and which are correct."""
+    fixed = fixable & (kind == error)
     category = found.category.copy()
-    category[mended] = objects.category[target[mended]]
-    kept = (kind != _IGNORED) & ((kind != error) | mended)
-    return replace(found, category=category)[kept], ((kind == _CORRECT) | mended)[kept]
+    category[fixed] = objects.category[target[fixed]]
+    kept = (kind != _IGNORED) & ((kind != error) | fixed)
+    return replace(found, category=category)[kept], ((kind == _CORRECT) | fixed)[kept]
 
 
 def _average_precision(found: _Boxes, correct: _Bools, num_objects: _Ints) -> float:

@@ -16,23 +16,13 @@ from torchvision.utils import draw_bounding_boxes
 
 SCORE_THRESH = 0.4
 _COLORS = (
-    "red",
-    "blue",
-    "lime",
-    "orange",
-    "magenta",
-    "cyan",
-    "yellow",
-    "purple",
-    "brown",
-    "deeppink",
+    *("red", "blue", "lime", "orange", "magenta"),
+    *("cyan", "yellow", "purple", "brown", "deeppink"),
 )
 
 
 def pick_images(records: list[dict], num_images: int) -> list[dict]:
-    """Pick the most crowded images, which show the hard cases, and the emptiest one, which shows
-    false alarms; the same ones every time.
-    """
+    """Pick the most crowded images and the emptiest one, which shows false alarms."""
     ordered = sorted(records, key=lambda record: -len(record["annotations"]))
     return ordered[: num_images - 1] + ordered[num_images - 1 :][-1:]
 
@@ -46,11 +36,8 @@ def draw_images(
 ) -> np.ndarray:
     """Draw a row per image: ground truth on the left, predictions on the right.
 
-    Args:
-        records: images of a data set, with their annotations.
-        metadata: of the data set.
-        detections_file: ``coco_instances_results.json``.
-        score_thresh: predictions below it are not drawn.
+    ``detections_file`` is ``coco_instances_results.json``; predictions with a score below
+    ``score_thresh`` are left out.
 
     Returns:
         uint8 (H, W, 3), RGB.
@@ -61,25 +48,18 @@ def draw_images(
             by_image[detection["image_id"]].append(detection)
     rows = [_draw_row(record, by_image[record["image_id"]], metadata) for record in records]
     width = max(row.shape[1] for row in rows)
-    return np.concatenate(
-        [
-            np.pad(row, ((0, 6), (0, width - row.shape[1]), (0, 0)), constant_values=255)
-            for row in rows
-        ]
-    )
+    gaps = [((0, 6), (0, width - row.shape[1]), (0, 0)) for row in rows]
+    padded = [np.pad(row, gap, constant_values=255) for row, gap in zip(rows, gaps, strict=True)]
+    return np.concatenate(padded)
 
 
 def _draw_row(record: dict, detections: list[dict], metadata: Metadata) -> np.ndarray:
     image = read_image(record["file_name"], format="RGB")
     truth = [(box["bbox"], box["category_id"], "") for box in record["annotations"]]
     to_class = metadata.thing_dataset_id_to_contiguous_id
-    found = [
-        (box["bbox"], to_class[box["category_id"]], f" {box['score']:.2f}") for box in detections
-    ]
-    halves = [_draw_boxes(image, boxes, metadata.thing_classes) for boxes in (truth, found)]
-    return np.concatenate(
-        [halves[0], np.full((len(halves[0]), 6, 3), 255, np.uint8), halves[1]], axis=1
-    )
+    found = [(d["bbox"], to_class[d["category_id"]], f" {d['score']:.2f}") for d in detections]
+    left, right = (_draw_boxes(image, boxes, metadata.thing_classes) for boxes in (truth, found))
+    return np.concatenate([left, np.full((len(left), 6, 3), 255, np.uint8), right], axis=1)
 
 
 def _draw_boxes(

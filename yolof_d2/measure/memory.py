@@ -1,4 +1,4 @@
-"""Peak memory of this process, of training and of evaluation apart."""
+"""Measure the peak memory of this process, of training and of evaluation apart."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import torch
 
 MIB = 1024**2
 
-# The counters that are read and reset here are the process's own, and so is what they showed.
+# Of the process, as the counters that are read and reset here.
 _peaks: dict[str, dict[str, float]] = {}
 _phase = "train"
 
 
 def start_measuring() -> None:
-    """Forget what was measured; the phase ``"train"`` begins."""
+    """Forget all measurements and begin the phase ``"train"``."""
     _peaks.clear()
     _begin("train")
 
 
 @contextmanager
 def evaluation_phase() -> Iterator[None]:
-    """What is used inside belongs to the phase ``"eval"``."""
+    """Count memory used inside for the phase ``"eval"``."""
     before = _phase
     _close()
     _begin("eval")
@@ -37,10 +37,7 @@ def evaluation_phase() -> Iterator[None]:
 
 
 def peak_memory_mib(phase: str) -> dict[str, float]:
-    """Highest memory use in a phase since :func:`start_measuring`, in MiB.
-
-    Args:
-        phase: ``"train"`` or ``"eval"``.
+    """Return the highest memory use in ``"train"`` or ``"eval"`` since the start, in MiB.
 
     Returns:
         ``process``, the resident memory of this process (its data loader workers are others), and
@@ -57,22 +54,17 @@ def _begin(phase: str) -> None:
     _phase = phase
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew (Linux)
-    if _uses_gpu():
+    if uses_gpu():
         torch.cuda.reset_peak_memory_stats()
 
 
 def _close() -> None:
-    kept = _peaks.setdefault(_phase, {})
-    for name, value in _read().items():
-        kept[name] = max(value, kept.get(name, 0.0))
-
-
-def _read() -> dict[str, float]:
     peak = {"process": _resident_bytes() / MIB}
-    if _uses_gpu():
+    if uses_gpu():
         peak["allocated"] = torch.cuda.max_memory_allocated() / MIB
         peak["reserved"] = torch.cuda.max_memory_reserved() / MIB
-    return peak
+    kept = _peaks.setdefault(_phase, {})
+    kept |= {name: max(value, kept.get(name, 0.0)) for name, value in peak.items()}
 
 
 def _resident_bytes() -> int:
@@ -84,5 +76,6 @@ def _resident_bytes() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _uses_gpu() -> bool:
+def uses_gpu() -> bool:
+    """Return whether this process has work on a GPU."""
     return torch.cuda.is_available() and torch.cuda.is_initialized()

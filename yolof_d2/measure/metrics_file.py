@@ -12,12 +12,9 @@ from typing import Any
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """Read a metrics file as if the run had never been interrupted.
 
-    A run that resumes from a checkpoint appends, and repeats what came after that checkpoint: a
-    record voids those of the same and later iterations before it. A process that was killed may
-    leave half a line, to which the next one appends its first; what cannot be read is left out.
-
-    Args:
-        path: of a ``metrics.json``; it may be missing.
+    A run that resumes from a checkpoint repeats what came after it: a record voids those of the
+    same and later iterations before it. A process that was killed may leave half a line, to which
+    the next one appends its first; what cannot be read is left out. The file may be missing.
 
     Returns:
         One record per iteration, ascending; ``iteration`` is among its names.
@@ -48,10 +45,7 @@ def _parse(line: str) -> dict[str, float] | None:
 
 
 def summarise(records: list[dict[str, float]]) -> dict[str, Any]:
-    """Sum up what a whole run cost, and how it matched.
-
-    Args:
-        records: of :func:`read_metrics`.
+    """Sum up the records of a whole run: what it cost, and how it matched.
 
     Returns:
         Medians of speed, of seconds of an evaluation and of a checkpoint; the highest memory of
@@ -96,7 +90,7 @@ def _peak_memory(records: list[dict[str, float]], phase: str) -> dict[str, float
 
 
 def _training_minutes(records: list[dict[str, float]]) -> float:
-    """Iterations, evaluations and checkpoints apart, at the speed that was measured last."""
+    """Return the time of iterations alone, at the speed that was measured last."""
     total, done = 0.0, 0.0
     for record in records:
         if "time" in record:

@@ -10,11 +10,10 @@ from detectron2.utils.events import JSONWriter, get_event_storage
 
 
 class MetricsWriter(JSONWriter):
-    """Detectron2's writer, with its lines in the order of iterations.
+    """Write lines in the order of iterations.
 
-    Detectron2 writes in the order in which names first came up, so that an evaluation or a
-    checkpoint follows what is later. Only sorted lines tell a reader that a run went back to a
-    checkpoint.
+    Detectron2's writer has them in the order in which names first came up. Only sorted lines tell a
+    reader that a run went back to a checkpoint.
     """
 
     _last_write: int

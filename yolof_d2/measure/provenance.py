@@ -1,4 +1,4 @@
-"""What a reader needs to trace a figure: code, versions, machine, command."""
+"""Provenance of a figure: code, versions, machine, command."""
 
 from __future__ import annotations
 
@@ -16,35 +16,28 @@ from typing import Any
 import torch
 
 _PACKAGES = (
-    "yolof_d2",
-    "detectron2",
-    "torch",
-    "torchvision",
-    "numpy",
-    "pycocotools",
-    "faster-coco-eval",
+    *("yolof_d2", "detectron2", "torch", "torchvision"),
+    *("numpy", "pycocotools", "faster-coco-eval"),
 )
 
 
 def describe_run(command: str = "") -> dict[str, Any]:
     """Describe code, versions, hardware, command and time as plain JSON; None where unknown.
 
-    Args:
-        command: that trains the same; empty for the command line of this process.
+    ``command`` stands for the command line of this process.
     """
+    own = shlex.join([os.path.basename(sys.executable), *_script(), *sys.argv[1:]])
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux
     return {
         "commit": _git_commit(),
-        "command": command
-        or shlex.join([os.path.basename(sys.executable), *_script(), *sys.argv[1:]]),
+        "command": command or own,
         "versions": {
             "python": platform.python_version(),
             **{name: _version(name) for name in _PACKAGES},
         },
         "hardware": {
             "cpu": _cpu_name(),
-            "cpus": len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else os.cpu_count(),
+            "cpus": len(affinity(0)) if affinity else os.cpu_count(),
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -52,7 +45,7 @@ def describe_run(command: str = "") -> dict[str, Any]:
 
 
 def _script() -> list[str]:
-    """The script as it was named; of ``python -m`` the module, not the file that it is in."""
+    """Return the script as it was named; for ``python -m``, the module instead of its file."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     if spec is None or os.path.basename(sys.argv[0]) != os.path.basename(spec.origin or ""):
         return [sys.argv[0]]
@@ -78,10 +71,9 @@ def _cpu_name() -> str:
 
 
 def _git_commit() -> str | None:
-    """Commit of the checkout that holds this package, with ``-dirty`` when it has changes; None
-    outside git.
+    """Return this checkout's commit, ``-dirty`` if it has changes; None outside git.
 
-    A copy that a sweep runs from is no checkout, though it may lie inside one: its own note counts.
+    A snapshot that a sweep runs from has a note of its own, though it may lie inside a checkout.
     """
     note = Path(__file__).parents[2] / "snapshot.json"
     if note.is_file():

@@ -1,4 +1,4 @@
-"""What a detector costs and how it is trained, as scalars in Detectron2's event storage.
+"""Scalars in Detectron2's event storage: memory, speed, gradients and matches of a training.
 
 docs/measurements.md lists every name with its unit.
 """
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from yolof_d2.modeling.families import family_of_model
 from yolof_d2.modeling.matcher.statistics import statistics_from_counts
 
-from .memory import evaluation_phase, peak_memory_mib, start_measuring
+from .memory import evaluation_phase, peak_memory_mib, start_measuring, uses_gpu
 
 PERIOD = 20  # iterations between two measurements; Detectron2 writes as often
 
@@ -30,22 +30,18 @@ _WARMUP_BATCHES = 5  # of an evaluation
 
 
 def is_due(iteration: int, max_iter: int) -> bool:
-    """Whether an iteration, counted from 0, is measured."""
+    """Return whether an iteration, counted from 0, is measured."""
     return (iteration + 1) % PERIOD == 0 or iteration + 1 == max_iter
 
 
 class TrainingMeasurements(HookBase):
-    """Memory and speed of training, and statistics of the matches, over all ranks.
+    """Write memory and speed of training, and statistics of the matches, over all ranks.
 
     It runs on all ranks, after ``IterationTimer`` and before what evaluates.
     """
 
     def __init__(self, model: nn.Module, batch_size: int):
-        """
-        Args:
-            model: the detector, not wrapped for several ranks.
-            batch_size: images of an iteration, of all ranks.
-        """
+        """``model`` is not wrapped; ``batch_size`` is the images of all ranks."""
         self._model = model
         self._batch_size = batch_size
         self._counting = ExitStack()
@@ -70,7 +66,7 @@ class TrainingMeasurements(HookBase):
             return
         storage = get_event_storage()
         memories, counts = zip(*gathered, strict=True)
-        scalars = _memory_scalars("train", memories)
+        scalars = {f"train/{name}": value for name, value in _highest(memories).items()}
         for rank, memory in enumerate(memories):
             for name, value in memory.items():
                 scalars[f"per_rank/train_memory_{name}_mib_rank{rank}"] = value
@@ -96,17 +92,12 @@ class TrainingMeasurements(HookBase):
 
 
 class GradientNorm(HookBase):
-    """Writes ``train/grad_norm``: the Euclidean norm of all gradients, before clipping.
+    """Write ``train/grad_norm``: the Euclidean norm of all gradients, before clipping.
 
     It is a hook of the trainer that makes the step, and reads gradients averaged over ranks.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], max_iter: int):
-        """
-        Args:
-            parameters: those that are trained.
-            max_iter: iterations of the run.
-        """
         self._parameters = parameters
         self._max_iter = max_iter
 
@@ -120,7 +111,7 @@ class GradientNorm(HookBase):
 
 @contextmanager
 def measure_evaluation(model: nn.Module) -> Iterator[dict[str, float]]:
-    """Measure what is done inside, an evaluation of ``model`` that all ranks share.
+    """Measure the evaluation of ``model`` inside, which all ranks share.
 
     Yields:
         A dict that is filled at the end, on the main rank: ``seconds`` of all of it;
@@ -156,24 +147,21 @@ def measure_evaluation(model: nn.Module) -> Iterator[dict[str, float]]:
         speeds, memories = zip(*gathered, strict=True)
         measured["seconds"] = seconds
         measured["images_per_second"] = sum(speeds)
-        measured |= {f"memory_{name}_mib": v for name, v in _highest(memories).items()}
+        measured |= _highest(memories)
 
 
 def _wait_for_gpu() -> None:
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if uses_gpu():
         torch.cuda.synchronize()
 
 
-def _memory_scalars(phase: str, memories: Sequence[dict[str, float]]) -> dict[str, float]:
-    return {f"{phase}/memory_{name}_mib": value for name, value in _highest(memories).items()}
-
-
 def _highest(memories: Sequence[dict[str, float]]) -> dict[str, float]:
-    return {name: max(memory[name] for memory in memories) for name in memories[0]}
+    """Return the highest of each kind of memory, as ``memory_<kind>_mib``."""
+    return {f"memory_{kind}_mib": max(each[kind] for each in memories) for kind in memories[0]}
 
 
 def _sum_statistics(counts: Sequence[list[float] | None]) -> dict[str, float]:
-    """Statistics of the batches of all ranks together."""
+    """Return the statistics of the batches of all ranks together."""
     known = [each for each in counts if each is not None]
     if not known:
         return {}

@@ -56,7 +56,7 @@ config says what data it needs.
 
 
 def published(config_file: Path) -> str:
-    """What a config's header says after ``Published:``.
+    """Return the text after ``Published:`` in a config's header.
 
     Raises:
         ConfigError: the header has no such line.
@@ -71,7 +71,7 @@ def published(config_file: Path) -> str:
 
 
 def read_records(folder: Path) -> dict[str, list[tuple[Path, dict[str, Any]]]]:
-    """Records by the config file that their command names.
+    """Read the records, by the config file that their command names.
 
     Raises:
         UserError: a file is no record of a run of ``train_net.py``.
@@ -105,7 +105,7 @@ def _describe_backbone(cfg: CfgNode) -> str:
 
 
 def _is_model(file: Path) -> bool:
-    """Whether a config is to be run by itself; the others are only named by ``_BASE_``."""
+    """Return whether a config is run by itself, and not only named by ``_BASE_``."""
     return not file.name.startswith("Base-") and file.parent.name != "fragments"
 
 
@@ -117,10 +117,8 @@ def _model_rows(
         cfg = build_cfg(str(file))
         model = build_meta_model(cfg)
         size = input_size(cfg, model)
-        runs = [
-            f"[{record['results']['bbox']['AP']:.1f}]({path})"
-            for path, record in records.get(str(file), [])
-        ]
+        own = records.get(str(file), [])
+        runs = [f"[{record['results']['bbox']['AP']:.1f}]({path})" for path, record in own]
         yield {
             "config": f"[{file.stem}]({file})",
             "model": cfg.MODEL.META_ARCHITECTURE,
@@ -137,59 +135,47 @@ def _model_rows(
 def _record_row(config: str, path: Path, record: dict[str, Any]) -> dict[str, str]:
     scores = record["results"]["bbox"]
     per_class = {name[3:]: ap for name, ap in scores.items() if name.startswith("AP-")}
-    row = {
+    few = ", ".join(f"{name} {ap:.1f}" for name, ap in per_class.items())
+    machine = record["hardware"]
+    return {
         "config": f"[{Path(config).stem}]({config})",
         **{name: f"{scores[name]:.1f}" for name in ("AP", "AP50", "AP75")},
-        "per class": ", ".join(f"{name} {ap:.1f}" for name, ap in per_class.items())
-        if len(per_class) <= 3
-        else "in the record",
+        "per class": few if len(per_class) <= 3 else "in the record",
         "iterations": str(record["iterations"]),
         "s/iter": f"{record['median_seconds_per_iteration']:.2f}",
         "minutes": f"{record['training_minutes']:.1f}",
         "MiB": f"{record['peak_memory_mib']['process']:.0f}",
-        "machine": ", ".join(record["hardware"]["gpus"])
-        or f"{record['hardware']['cpu']}, {record['hardware']['cpus']} cores",
+        "machine": ", ".join(machine["gpus"]) or f"{machine['cpu']}, {machine['cpus']} cores",
         "seed": str(record["seed"]),
         "commit": record["commit"],
         "record": f"[json]({path})",
         "command": f"`{record['command']}`",
     }
-    return row
 
 
 def render(configs: Path, records: Path) -> str:
     """Return the text of MODEL_ZOO.md."""
     by_config = read_records(records)
-    models = tabulate(
-        list(_model_rows(configs, by_config)),
-        headers="keys",
-        tablefmt="github",
-        disable_numparse=True,
+    models = _table(list(_model_rows(configs, by_config)))
+    runs = _table(
+        [_record_row(config, *run) for config, runs in sorted(by_config.items()) for run in runs]
     )
-    runs = tabulate(
-        [
-            _record_row(config, path, record)
-            for config, runs in sorted(by_config.items())
-            for path, record in runs
-        ],
-        headers="keys",
-        tablefmt="github",
-        disable_numparse=True,
-    )
-    # Columns padded for reading would make every line of a diff change with one cell.
-    tables = [re.sub(r" {2,}", " ", re.sub(r"-{3,}", "---", table)) for table in (models, runs)]
-    return f"{INTRODUCTION}\n{tables[0]}\n\n{RECORDS}\n{tables[1]}\n"
+    return f"{INTRODUCTION}\n{models}\n\n{RECORDS}\n{runs}\n"
+
+
+def _table(rows: list[dict[str, str]]) -> str:
+    """Format without padding: in a diff, only the lines that changed change."""
+    table = tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
+    return re.sub(r" {2,}", " ", re.sub(r"-{3,}", "---", table))
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Write the file, or with ``--check`` say whether it is up to date; returns the exit status."""
+    """Write the file, or with ``--check`` compare it; return the exit status."""
     parser = argparse.ArgumentParser("python -m yolof_d2.tools.model_zoo", description=__doc__)
     parser.add_argument("--configs", type=Path, default=Path("configs"))
     parser.add_argument("--records", type=Path, default=Path("records"))
     parser.add_argument("--output", type=Path, default=Path("MODEL_ZOO.md"))
-    parser.add_argument(
-        "--check", action="store_true", help="change nothing; exit 1 if out of date"
-    )
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if out of date")
     args = parser.parse_args(argv)
     for folder in (args.configs, args.records):
         if not folder.is_dir():
@@ -198,12 +184,10 @@ def main(argv: list[str] | None = None) -> int:
         text = render(args.configs, args.records)
     except UserError as error:
         sys.exit(f"error: {error}")
-    if args.check:
-        current = args.output.read_text() if args.output.is_file() else ""
-        if current != text:
-            sys.exit(f"{args.output} is out of date; run python -m yolof_d2.tools.model_zoo")
-        return 0
-    write_text(args.output, text, durable=False)
+    if not args.check:
+        write_text(args.output, text, durable=False)
+    elif not args.output.is_file() or args.output.read_text() != text:
+        sys.exit(f"{args.output} is out of date; run python -m yolof_d2.tools.model_zoo")
     return 0
 
 

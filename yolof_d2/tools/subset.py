@@ -14,8 +14,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from yolof_d2.command import run_command
 from yolof_d2.data.datasets import read_coco_json
-from yolof_d2.errors import DataError, UserError
+from yolof_d2.errors import DataError
 from yolof_d2.files import write_text
 
 logger = logging.getLogger("yolof_d2.tools.subset")
@@ -39,20 +40,13 @@ def write_subset(json_file: Path, output: Path, num_images: int) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
+    """Run the command; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("json_file", type=Path, metavar="IN")
     parser.add_argument("output", type=Path, metavar="OUT")
     parser.add_argument("num_images", type=int, metavar="NUM_IMAGES")
     args = parser.parse_args(arguments)
-    logging.basicConfig(format="%(message)s")
-    logger.setLevel(logging.INFO)
-    try:
-        write_subset(args.json_file, args.output, args.num_images)
-    except UserError as error:
-        logger.error("error: %s", error)
-        return 1
-    return 0
+    return run_command(logger.name, lambda: write_subset(**vars(args)))
 
 
 if __name__ == "__main__":

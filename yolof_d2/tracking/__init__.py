@@ -1,4 +1,4 @@
-"""Weights & Biases: a run there has what ``metrics.json`` has, however often it was interrupted."""
+"""Log to Weights & Biases what ``metrics.json`` has, however often the run was interrupted."""
 
 from .writer import WandbWriter
 

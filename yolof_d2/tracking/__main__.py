@@ -1,4 +1,4 @@
-"""Sends trainings that logged to Weights & Biases, or should have, to its server.
+"""Send trainings that logged to Weights & Biases, or should have, to its server.
 
 python -m yolof_d2.tracking OUTPUT_DIR [OUTPUT_DIR ...]
 """
@@ -16,7 +16,7 @@ from .run import one_line
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Push each folder; what a user can mend ends in its message."""
+    """Push each folder; exit with a message if one cannot be pushed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", nargs="+", type=Path, help="OUTPUT_DIR of a training")
     for folder in parser.parse_args(argv).folder:

@@ -1,4 +1,4 @@
-"""Sends a run folder to Weights & Biases after the fact: what is missing there, and only that."""
+"""Send the records of a run folder that Weights & Biases lacks."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from yolof_d2.measure.metrics_file import read_metrics
 from .run import WandbRun, digest, quiet_wandb
 
 _INIT_SECONDS = 60.0
-_FINISH_SECONDS = 3600.0  # weights may be large; whoever pushes sees that it takes long
+_FINISH_SECONDS = 3600.0  # weights may be large
 _SETTLE_SECONDS = 10.0
 _REQUEST_SECONDS = 20
 
 
 def push_folder(folder: Path, arguments: Mapping[str, Any], *, send_model: bool) -> str:
-    """Send what W&B lacks of a run. It may be called any number of times, while it trains too.
+    """Send what W&B lacks of a run; also while it trains, and any number of times.
 
     Args:
         folder: ``OUTPUT_DIR`` of the run.
         arguments: of :func:`~yolof_d2.tracking.run.run_arguments`.
-        send_model: also the final weights, which W&B keeps once.
+        send_model: also send the final weights, which W&B stores once.
 
     Returns:
-        What was done: a word, and after a semicolon maybe more.
+        The outcome in a word, perhaps with details after a semicolon.
 
     Raises:
-        Exception: of W&B's; there is no key, no network, or its server refuses.
+        Exception: any of W&B's; there is no key, no network, or its server refuses.
     """
     records = read_metrics(folder / "metrics.json")
     if not records:
@@ -44,13 +44,8 @@ def push_folder(folder: Path, arguments: Mapping[str, Any], *, send_model: bool)
     if model is None and has_all(path, records, seconds=0):
         return "up to date"
     with tempfile.TemporaryDirectory() as files:
-        run = WandbRun(
-            arguments,
-            Path(files),
-            mode="online",
-            init_seconds=_INIT_SECONDS,
-            finish_seconds=_FINISH_SECONDS,
-        )
+        limits = (_INIT_SECONDS, _FINISH_SECONDS)
+        run = WandbRun(arguments, Path(files), mode="online", limits=limits)
         sent = run.log(records, folder / "pictures")
         run.finish(records, finished=finished, model=model)
     if not has_all(run.path, records, seconds=_SETTLE_SECONDS):
@@ -61,12 +56,11 @@ def push_folder(folder: Path, arguments: Mapping[str, Any], *, send_model: bool)
 def has_all(
     path: str, records: list[dict[str, float]], *, seconds: float = _SETTLE_SECONDS
 ) -> bool:
-    """Ask the server whether it has a run as it is here.
+    """Ask the server, for up to ``seconds``, whether it shows a run as it is here.
 
     Args:
         path: entity (or not), project and id of the run.
         records: all of its ``metrics.json``.
-        seconds: how long it may take to show what it has just been sent.
     """
     wandb = quiet_wandb()
     api = wandb.Api(timeout=_REQUEST_SECONDS)
@@ -79,9 +73,9 @@ def has_all(
             ):
                 return True
         except wandb.errors.CommError as error:
-            if not isinstance(error.exc, ValueError):  # what it is for a run that is not there
+            if not isinstance(error.exc, ValueError):  # a run that is not there
                 raise
         if time.monotonic() >= deadline:
             return False
         time.sleep(1)
-        api.flush()  # it remembers its answers
+        api.flush()  # its cache

@@ -1,7 +1,7 @@
-"""One run of Weights & Biases, made from ``metrics.json``: its step is the iteration.
+"""A run of Weights & Biases, made from ``metrics.json``: its step is the iteration.
 
-Live logging, a resumed run and a later push take this same path: what W&B has decides where to go
-on, and ``metrics.json`` has what it lacks.
+Live logging, a resumed run and a later push all send the records of ``metrics.json`` that W&B does
+not have yet.
 """
 
 from __future__ import annotations
@@ -28,26 +28,21 @@ def run_arguments(
     ranks: int,
     provenance: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What W&B shows of a run beside its figures.
+    """Return the arguments of ``wandb.init`` as plain JSON.
 
     Args:
-        config: the resolved config, nested. W&B's environment variables for project and entity go
-            before its ``WANDB`` node.
+        config: the resolved config, nested. W&B's environment variables for project and entity win
+            over its ``WANDB`` node.
         identity: ``id``, ``name``, ``group`` (None for none) and ``tags`` of the run.
         ranks: number of processes.
         provenance: commit, versions and hardware, as ``describe_run`` gives them.
-
-    Returns:
-        Arguments of ``wandb.init``, as plain JSON.
     """
-    node = config.get("WANDB", {})  # runs of before have none
+    node = config.get("WANDB", {})  # old runs have none
     code = {key: provenance.get(key) for key in ("commit", "versions", "hardware")}
     return {
         "project": os.environ.get("WANDB_PROJECT") or node.get("PROJECT", "yolof_d2"),
         "entity": os.environ.get("WANDB_ENTITY") or node.get("ENTITY") or None,
-        "id": identity["id"],
-        "name": identity["name"],
-        "group": identity["group"],
+        **{key: identity[key] for key in ("id", "name", "group")},
         "job_type": "train",
         "tags": sorted({*node.get("TAGS", ()), *identity["tags"]}),
         "config": {**flatten(config), "ranks": ranks, **flatten(code)},
@@ -55,7 +50,7 @@ def run_arguments(
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one, with dots in its keys; None is left out."""
+    """Flatten nested dicts into one, with dots in its keys and without None."""
     flat: dict[str, Any] = {}
     for key, value in nested.items():
         if isinstance(value, Mapping):
@@ -66,11 +61,7 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def digest(records: list[dict[str, float]]) -> dict[str, float]:
-    """What a run cost, as items of W&B's summary beside the last value of every figure.
-
-    Args:
-        records: all of ``metrics.json``.
-    """
+    """Return the cost of a run, from all of ``metrics.json``, as items of W&B's summary."""
     flat = flatten(summarise(records), prefix="summary.")
     return {name.replace(".", "/"): value for name, value in flat.items()}
 
@@ -88,8 +79,7 @@ class WandbRun:
         files: Path,
         *,
         mode: str | None,
-        init_seconds: float,
-        finish_seconds: float,
+        limits: tuple[float, float],
     ):
         """Open the run, or go on with it.
 
@@ -97,11 +87,10 @@ class WandbRun:
             arguments: of :func:`run_arguments`.
             files: where W&B keeps its own files, in a folder ``wandb``.
             mode: ``"online"``, ``"offline"``, or None for what ``WANDB_MODE`` says.
-            init_seconds: W&B must have answered by then.
-            finish_seconds: W&B must have everything by then, at the end.
+            limits: seconds in which W&B must answer, and at the end have everything.
 
         Raises:
-            Exception: of W&B's; there is no key, no network, no answer or no place for files.
+            Exception: any of W&B's; there is no key, no network, no answer or no place for files.
         """
         self._wandb = wandb = quiet_wandb()
         self._run = wandb.init(
@@ -110,11 +99,11 @@ class WandbRun:
             mode=mode,
             resume="allow",
             settings=wandb.Settings(
-                init_timeout=init_seconds,
-                finish_timeout=finish_seconds,
+                init_timeout=limits[0],
+                finish_timeout=limits[1],
                 finish_timeout_raises=True,
                 console="off",  # log.txt is enough
-                disable_git=True,  # a copy of the code that lies in some checkout is not its commit
+                disable_git=True,  # a snapshot may lie in a checkout of another commit
                 disable_code=True,
                 stop_fn=_refuse_to_stop,
             ),
@@ -126,31 +115,28 @@ class WandbRun:
 
     @property
     def is_online(self) -> bool:
-        """Whether a server gets it."""
+        """Return whether a server gets it."""
         return not (self._run.offline or self._run.disabled)
 
     @property
     def path(self) -> str:
-        """Entity, project and id, as W&B's API wants them."""
+        """Return entity, project and id, as W&B's API wants them."""
         return f"{self._run.entity}/{self._run.project}/{self._run.id}"
 
     @property
     def url(self) -> str:
-        """Its page; empty offline."""
+        """Return the address of its page; empty offline."""
         return self._run.url or ""
 
     def log(self, records: Iterable[dict[str, float]], pictures: Path) -> int:
-        """Send what W&B does not have.
+        """Send the records that W&B does not have; return their number.
 
         Args:
             records: of ``metrics.json``, ascending.
             pictures: folder of ``<iteration>.png``; a picture goes with its iteration's record.
 
-        Returns:
-            How many records were sent.
-
         Raises:
-            Exception: of W&B's; its process is gone.
+            Exception: any of W&B's; its process is gone.
         """
         sent = 0
         for record in records:
@@ -165,14 +151,14 @@ class WandbRun:
         return sent
 
     def _log(self, figures: dict[str, float], picture: Path, step: int) -> None:
-        # One call for all of an iteration: W&B drops what comes for a step that is done.
+        # One call per iteration: W&B drops what comes later for the same step.
         problem: Exception | None = None
         if self._sends_pictures and picture.is_file():
             try:
                 media = {"predictions": self._wandb.Image(str(picture))}
                 self._run.log({**figures, **media}, step=step, commit=True)
                 return
-            except Exception as error:  # noqa: BLE001  it asks its server first, in any way
+            except Exception as error:  # noqa: BLE001  it asks its server first
                 problem = error
         self._run.log(figures, step=step, commit=True)
         if problem is not None:
@@ -186,12 +172,12 @@ class WandbRun:
 
         Args:
             records: all of ``metrics.json``.
-            finished: whether training came to its end; W&B calls the run failed if not.
+            finished: whether training came to its end; otherwise W&B shows the run as failed.
             model: weights to upload as an artifact.
 
         Raises:
             TimeoutError: W&B did not take everything in time.
-            Exception: of W&B's; its process is gone.
+            Exception: any of W&B's; its process is gone.
         """
         self._run.summary.update(digest(records))
         problem = self._show_tables(records) if finished else None
@@ -209,24 +195,20 @@ class WandbRun:
             self._run.finish(exit_code=1)
 
     def _show_tables(self, records: list[dict[str, float]]) -> Exception | None:
-        # Only once, at the end: for a table W&B makes an artifact, and waits until its server has
-        # it. The values of every evaluation are among the figures.
-        tables = {
-            "tables/per_class_AP": _last_table(records, "bbox/AP-"),
-            "tables/errors": _last_table(records, "errors/"),
-        }
+        # Once, at the end, as a table is an artifact that W&B waits for. The values of every
+        # evaluation are among the figures.
         try:
-            for key, rows in tables.items():
-                if rows:
+            for key, prefix in (("per_class_AP", "bbox/AP-"), ("errors", "errors/")):
+                if rows := _last_table(records, prefix):
                     table = self._wandb.Table(columns=["name", "percent"], data=rows)
-                    self._run.summary.update({key: table})
-        except Exception as error:  # noqa: BLE001  of any kind; the figures are what counts
+                    self._run.summary.update({f"tables/{key}": table})
+        except Exception as error:  # noqa: BLE001  the figures matter more
             return error
         return None
 
 
 def quiet_wandb() -> ModuleType:
-    """W&B's package, which from now on prints nothing, and asks nobody for a key."""
+    """Import W&B, and keep it from printing and from asking for a key."""
     import wandb
 
     # On a full disk, every line of its debug.log would be a stack trace on the console.
@@ -236,7 +218,7 @@ def quiet_wandb() -> ModuleType:
 
 
 def kill_wandb() -> None:
-    """End W&B's own process; what waits for it goes on, with an error."""
+    """Kill W&B's own process, so that what waits for it goes on with an error."""
     with suppress(OSError):
         for children in Path("/proc/self/task").glob("*/children"):
             for pid in children.read_text().split():
@@ -245,7 +227,7 @@ def kill_wandb() -> None:
 
 
 def forget_wandb() -> None:
-    """Let go of W&B's process, in whatever state; the interpreter does not wait for it at exit."""
+    """Detach from W&B's process, so that exit does not block."""
     import wandb
 
     with suppress(Exception, SystemExit):  # it exits as its process did
@@ -253,7 +235,7 @@ def forget_wandb() -> None:
 
 
 def _last_table(records: list[dict[str, float]], prefix: str) -> list[list[Any]]:
-    """Names and values of the last record that has any beginning so."""
+    """Return names, without ``prefix``, and values of the last record that has any."""
     for record in reversed(records):
         found = {n.removeprefix(prefix): v for n, v in record.items() if n.startswith(prefix)}
         if found:
@@ -262,11 +244,9 @@ def _last_table(records: list[dict[str, float]], prefix: str) -> list[list[Any]]
 
 
 def one_line(error: BaseException) -> str:
-    """Kind and first line of an error, for a log."""
-    lines = str(error).strip().splitlines()
-    return (
-        f"{type(error).__name__}: {lines[0][:300].rstrip('.')}" if lines else type(error).__name__
-    )
+    """Return kind and first line of an error, for a log."""
+    kind, lines = type(error).__name__, str(error).strip().splitlines()
+    return f"{kind}: {lines[0][:300].rstrip('.')}" if lines else kind
 
 
 def _refuse_to_stop() -> None:

@@ -1,4 +1,4 @@
-"""Logs a training to Weights & Biases, and never hurts it."""
+"""Log a training to Weights & Biases, without ever disturbing it."""
 
 from __future__ import annotations
 
@@ -30,27 +30,21 @@ logger = logging.getLogger(__name__)
 _INIT_SECONDS = 30.0
 _FINISH_SECONDS = 60.0
 _SETTLE_SECONDS = 5.0
-_STOP_SECONDS = 10.0  # for a run that will go on: its job has to be requeued before it is ended
+_STOP_SECONDS = 10.0  # for a run that will go on: its job has little time to be requeued
 
 
 class WandbWriter(EventWriter):
-    """Sends ``metrics.json`` to W&B while it grows; it comes after the writer of that file.
+    """Send ``metrics.json`` to W&B while it grows; it comes after the writer of that file.
 
-    Everything of W&B's happens in a thread. Where W&B cannot be reached, the run is logged offline,
-    in ``OUTPUT_DIR/wandb``; where it fails later, training goes on without. Either is one line in
-    the log. As ``metrics.json`` has everything, what W&B lacks is sent when the run goes on, or by
-    a push.
+    A thread talks to W&B. If W&B cannot be reached, the run is logged offline, in
+    ``OUTPUT_DIR/wandb``; if it fails later, training goes on without. Either is one line in the
+    log. What W&B lacks is sent when the run goes on, or by a push.
 
-    The id is ``WANDB_RUN_ID``, which a sweep sets. Without, it is kept in ``OUTPUT_DIR/wandb.json``
-    for a training that is resumed.
+    The id is ``WANDB_RUN_ID``, which a sweep sets, or is kept in ``OUTPUT_DIR/wandb.json``.
     """
 
     def __init__(self, cfg: CfgNode, *, command: str = ""):
-        """
-        Args:
-            cfg: the resolved config; its ``OUTPUT_DIR`` has the files.
-            command: that trains the same; empty for that of this process.
-        """
+        """``command`` trains the same; empty for that of this process."""
         self._cfg = cfg
         self._command = command
         self._folder = Path(cfg.OUTPUT_DIR)
@@ -59,13 +53,13 @@ class WandbWriter(EventWriter):
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._failed = False
-        # Not in the thread: loader processes that are forked meanwhile would get locked imports.
+        # Not in the thread: loader processes forked meanwhile would inherit a locked import.
         with self._harmless():
             import wandb  # noqa: F401
 
     @staticmethod
     def is_wanted(cfg: CfgNode) -> bool:
-        """Whether config and environment ask for it."""
+        """Return whether config and environment ask for it."""
         return cfg.WANDB.ENABLED and os.environ.get("WANDB_MODE") != "disabled"
 
     def write(self) -> None:
@@ -83,14 +77,14 @@ class WandbWriter(EventWriter):
             self._queue.put(records)
 
     def close(self) -> None:
-        """Wait until W&B has everything, but not for long."""
+        """Wait a limited time until W&B has everything."""
         if self._thread is None or self._failed:
             return
         with self._harmless():
             records = read_metrics(self._metrics)
             finished = records[-1]["iteration"] >= self._cfg.SOLVER.MAX_ITER - 1
             self._queue.put(_End(records, finished))
-            # The same limit holds inside the thread; this one is for a W&B that does not keep it.
+            # W&B has the same limit, but may not keep it.
             self._thread.join(_INIT_SECONDS + _FINISH_SECONDS if finished else _STOP_SECONDS)
             if self._thread.is_alive():
                 self._fail(TimeoutError("it did not take everything in time"))
@@ -135,44 +129,30 @@ class WandbWriter(EventWriter):
                 run.log(item, self._folder / "pictures")
             weights = self._folder / "model_final.pth"
             send_weights = self._cfg.WANDB.LOG_MODEL and item.finished and weights.is_file()
-            run.finish(
-                item.records, finished=item.finished, model=weights if send_weights else None
-            )
-            # W&B says nothing about what its server refused.
+            model = weights if send_weights else None
+            run.finish(item.records, finished=item.finished, model=model)
+            # W&B does not report what its server refused.
             if run.is_online and not has_all(run.path, item.records, seconds=_SETTLE_SECONDS):
                 raise RuntimeError("its server did not take everything")
         if self._failed and run is not None:
             run.abandon()
         if run is None or self._failed or not run.is_online:
-            forget_wandb()  # with an offline run, its file is complete only then
+            forget_wandb()  # completes the file of an offline run
 
     def _open(self, arguments: dict[str, Any]) -> WandbRun:
-        def attempt(mode: str | None) -> WandbRun:
-            return WandbRun(
-                arguments,
-                self._folder,
-                mode=mode,
-                init_seconds=_INIT_SECONDS,
-                finish_seconds=_FINISH_SECONDS,
-            )
-
-        # They are in the home folder otherwise, which not every node may write to.
+        limits = (_INIT_SECONDS, _FINISH_SECONDS)
+        # By default in the home folder, which not every node may write to.
         for variable in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
             os.environ.setdefault(variable, str(self._folder / "wandb"))
         try:
-            return attempt(None)
+            return WandbRun(arguments, self._folder, mode=None, limits=limits)
         except Exception as error:
             if self._failed:  # and the training is over
                 raise
-            kill_wandb()  # it would not give the id away again
+            kill_wandb()  # it holds the id
             forget_wandb()
-            run = attempt("offline")
-            logger.warning(
-                "W&B cannot be reached; logging goes to %s. To send it later: %s  (%s)",
-                self._folder / "wandb",
-                self._push_command(),
-                one_line(error),
-            )
+            run = WandbRun(arguments, self._folder, mode="offline", limits=limits)
+            self._warn(f"cannot be reached; logging goes to {self._folder / 'wandb'}", error)
             return run
 
     @contextmanager
@@ -185,23 +165,18 @@ class WandbWriter(EventWriter):
     def _fail(self, error: BaseException) -> None:
         if not self._failed:
             self._failed = True
-            logger.warning(
-                "W&B failed; training goes on, and metrics.json has everything. To send it later: "
-                "%s  (%s)",
-                self._push_command(),
-                one_line(error),
-            )
+            self._warn("failed; training goes on, and metrics.json has everything", error)
 
-    def _push_command(self) -> str:
+    def _warn(self, what: str, error: BaseException) -> None:
         sweep = os.environ.get("WANDB_RUN_GROUP")
-        if sweep:
-            return f"python -m experiments push {sweep}"
-        return f"python -m yolof_d2.tracking {self._folder}"
+        own = f"yolof_d2.tracking {self._folder}"
+        push = f"python -m {f'experiments push {sweep}' if sweep else own}"
+        logger.warning("W&B %s. To send it later: %s  (%s)", what, push, one_line(error))
 
 
 @dataclass(frozen=True)
 class _End:
-    """Comes last in the queue."""
+    """Last item of the queue."""
 
     records: list[dict[str, float]]
     finished: bool

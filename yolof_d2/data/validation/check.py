@@ -10,7 +10,8 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from yolof_d2.config import num_classes, num_classes_node
+from yolof_d2.config import num_classes
+from yolof_d2.modeling.families import family_of
 
 from .report import REPORT_NAME, Problem, report_problems
 from .rules import CocoCheck
@@ -75,7 +76,7 @@ def _check_dataset(cfg: CfgNode, name: str, *, training: bool, evaluation: bool)
     ).run()
     found, wanted = len(check.categories or ()), num_classes(cfg)
     if found and wanted not in (None, found):
-        key = f"MODEL.{num_classes_node(cfg)}.NUM_CLASSES"
+        key = f"MODEL.{family_of(cfg).node}.NUM_CLASSES"
         check.add("num_classes", f"{found} categories, but {key} = {wanted}")
     use = " and ".join(["train"] * training + ["test"] * evaluation)
     num_problems = len(check.problems)
