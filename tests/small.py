@@ -72,3 +72,12 @@ def load(config: str | Path, *overrides: object) -> CfgNode:
 def read_lines(path: Path) -> list[dict]:
     """The records of a file of JSON lines, such as ``metrics.json``."""
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def leaves(node: dict, prefix: str = "") -> dict[str, object]:
+    """Return dotted key -> value of a config."""
+    found: dict[str, object] = {}
+    for key, value in node.items():
+        key = f"{prefix}{key}"
+        found |= leaves(value, f"{key}.") if isinstance(value, dict) else {key: value}
+    return found
