@@ -8,6 +8,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+from experiments.report.outcomes import Comparison, compare, read_outcomes
 from experiments.store.ledger import Ledger
 from experiments.store.records import Submission
 from tests.experiments.records import write_json
@@ -163,11 +164,8 @@ class FinishedSweep:
         return folder
 
     def _claim(self, identity: str, state: dict[str, Any]) -> None:
-        self.ledger.write_submission(
-            Submission(
-                token=identity, executor="local", host="another", job_id="1", runs=[identity]
-            )
-        )
+        whose = {"token": identity, "executor": "local", "host": "another", "job_id": "1"}
+        self.ledger.write_submission(Submission(**whose, runs=[identity]))
         self.ledger.claim(identity, [identity])
         content = {"token": identity, "iteration": 100, "attempts": [{"token": identity}], **state}
         write_json(self.ledger.run_folder(identity) / "state.json", content)
@@ -184,3 +182,8 @@ class FinishedSweep:
         }
         write_json(self.folder / "sweep.json", record)
         return self.ledger
+
+    def compare(self) -> Comparison:
+        """Write ``sweep.json``, and read all runs back as a report does."""
+        record = self.close().read_sweep(self.name)
+        return compare(record, read_outcomes(self.ledger, record)[0])

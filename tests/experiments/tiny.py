@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -117,24 +116,24 @@ def resolve_here(requests: list[ConfigRequest]) -> list[ConfigAnswer]:
     return [ConfigAnswer.model_validate_json(answer) for answer in answers]
 
 
-def command(runs: Path, *words: object) -> list[str]:
-    """Return a command line of ``python -m experiments``."""
-    return [sys.executable, "-m", "experiments", "--runs", str(runs), *map(str, words)]
-
-
-def experiments(runs: Path, *words: object, status: int | None = 0) -> str:
-    """Run ``python -m experiments`` as a user does; return its output."""
-    done = subprocess.run(
-        command(runs, *words),
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+def start(runs: Path, *words: object, cwd: Path = ROOT) -> subprocess.Popen:
+    """Start ``python -m experiments`` as a user does, in the background."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "experiments", "--runs", str(runs), *map(str, words)],
+        cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=CAP,
+        start_new_session=True,
     )
-    assert status is None or done.returncode == status, done.stdout[-3000:]
-    return done.stdout
+
+
+def experiments(runs: Path, *words: object, status: int = 0) -> str:
+    """Run a command to its end; return its output."""
+    process = start(runs, *words)
+    said, _ = process.communicate(timeout=CAP)
+    assert process.returncode == status, said[-3000:]
+    return said
 
 
 def run_folders(runs: Path, sweep: str = "tiny") -> dict[str, Path]:
@@ -147,20 +146,6 @@ def state(folder: Path) -> dict:
     """Return ``state.json`` of a run, empty if there is none."""
     path = folder / "state.json"
     return read_json(path) if path.exists() else {}
-
-
-def start(runs: Path, *words: object) -> subprocess.Popen:
-    """Start a submit in the background."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command(runs, *words),
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
 
 
 def checkpoint_iteration(folder: Path) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ from tests.experiments.records import read_json, write_json
 from tests.experiments.tiny import (
     ROOT,
     checkpoint_iteration,
-    command,
     experiments,
     make_tiny,
     run_folders,
@@ -194,14 +192,7 @@ def test_jobs_run_the_code_as_it_was_when_submitted(tiny, runs, tmp_path):
     checkout = tmp_path / "checkout"
     for name in ("yolof_d2", "experiments", "configs"):
         shutil.copytree(ROOT / name, checkout / name)
-    submit = subprocess.Popen(
-        command(runs, "submit", tiny.sweep(), "--cluster", tiny.cluster()),
-        cwd=checkout,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    submit = start(runs, "submit", tiny.sweep(), "--cluster", tiny.cluster(), cwd=checkout)
     wait_until(lambda: bool(list((runs / "code").glob("[0-9a-f]*"))))
     for module in ("engine/trainer.py", "modeling/meta_arch/yolof.py"):
         (checkout / "yolof_d2" / module).write_text("raise RuntimeError('edited while it waited')")

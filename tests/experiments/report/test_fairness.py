@@ -10,15 +10,9 @@ from hypothesis import strategies as st
 
 from experiments.jobs.state import Observation, State
 from experiments.report.fairness import find_mixes, unequal_knobs
-from experiments.report.outcomes import Comparison, Outcome, Row, compare, read_outcomes
+from experiments.report.outcomes import Outcome, Row
 from experiments.store.records import RunRecord, SweepRun
 from tests.experiments.finished import CONFIG, DATA, FinishedSweep, changed, summary
-
-
-def comparison_of(sweep: FinishedSweep) -> Comparison:
-    ledger = sweep.close()
-    record = ledger.read_sweep(sweep.name)
-    return compare(record, read_outcomes(ledger, record)[0])
 
 
 def knobs_of(*configs: dict, overrides: tuple[str, ...] = ()) -> tuple[dict, dict]:
@@ -39,7 +33,7 @@ def test_equal_runs_mix_nothing(tmp_path):
     sweep = FinishedSweep(tmp_path)
     for k in "12":
         sweep.add({"k": k}, 0, summary())
-    assert find_mixes(comparison_of(sweep).outcomes) == []
+    assert find_mixes(sweep.compare().outcomes) == []
 
 
 def test_the_hash_of_the_data_counts_not_its_name(tmp_path):
@@ -47,10 +41,10 @@ def test_the_hash_of_the_data_counts_not_its_name(tmp_path):
     elsewhere = changed(CONFIG, DATASETS__TEST=["my_val"])
     sweep.add({"k": "1"}, 0, summary())
     sweep.add({"k": "2"}, 0, summary(), config=elsewhere, data={**DATA, "my_val": DATA["coco_val"]})
-    assert find_mixes(comparison_of(sweep).outcomes) == []
+    assert find_mixes(sweep.compare().outcomes) == []
     other = {**DATA, "coco_val": {"bytes": 3, "sha256": "c" * 64}}
     sweep.add({"k": "3"}, 0, summary(), data=other)
-    (mix,) = find_mixes(comparison_of(sweep).outcomes)
+    (mix,) = find_mixes(sweep.compare().outcomes)
     assert mix == (
         "evaluated on: coco_val (sha256 bbbbbbbb) by k=1,seed=0, k=2,seed=0; "
         "coco_val (sha256 cccccccc) by k=3,seed=0"
@@ -61,10 +55,10 @@ def test_names_count_where_no_hash_was_recorded(tmp_path):
     sweep = FinishedSweep(tmp_path)
     sweep.add({"k": "1"}, 0, summary())
     sweep.add({"k": "2"}, 0, summary(), data=None)
-    assert find_mixes(comparison_of(sweep).outcomes) == []
+    assert find_mixes(sweep.compare().outcomes) == []
     config = changed(CONFIG, DATASETS__TRAIN=["minitrain"])
     sweep.add({"k": "3"}, 0, summary(), config=config, data=None)
-    (mix,) = find_mixes(comparison_of(sweep).outcomes)
+    (mix,) = find_mixes(sweep.compare().outcomes)
     assert mix == "trained on: coco_train by k=1,seed=0, k=2,seed=0; minitrain by k=3,seed=0"
 
 
@@ -73,11 +67,11 @@ def test_schedules_are_compared_by_images(tmp_path):
     sweep.add({"k": "1"}, 0, summary())
     half = changed(CONFIG, SOLVER__MAX_ITER=200, SOLVER__IMS_PER_BATCH=8)  # as many images
     sweep.add({"k": "2"}, 0, summary(), config=half)
-    assert find_mixes(comparison_of(sweep).outcomes) == []
+    assert find_mixes(sweep.compare().outcomes) == []
     for seed in range(8):
         longer = changed(CONFIG, SOLVER__MAX_ITER=20000)
         sweep.add({"k": "3"}, seed, summary(), config=longer)
-    (mix,) = find_mixes(comparison_of(sweep).outcomes)
+    (mix,) = find_mixes(sweep.compare().outcomes)
     assert mix.startswith(
         "images seen in training: 1,600 by k=1,seed=0, k=2,seed=0; 320,000 by k=3"
     )
@@ -144,7 +138,7 @@ def test_the_config_file_is_the_question_where_it_differs(tmp_path):
     sweep = FinishedSweep(tmp_path)
     sweep.add({"run": "a"}, 0, summary())
     sweep.add({"run": "b"}, 0, summary(), config_file="other.yaml")
-    ((knob,), _) = unequal_knobs(comparison_of(sweep).rows)
+    ((knob,), _) = unequal_knobs(sweep.compare().rows)
     assert (knob.key, knob.asked) == ("config file", True)
     assert knob.values == {"a": "model.yaml", "b": "other.yaml"}
 
@@ -180,5 +174,5 @@ def test_a_run_that_is_not_finished_does_not_mix(tmp_path: Path):
     sweep = FinishedSweep(tmp_path)
     sweep.add({"k": "1"}, 0, summary())
     sweep.add({"k": "2"}, 0, config=changed(CONFIG, SOLVER__MAX_ITER=1), state="failed")
-    outcomes = comparison_of(sweep).outcomes
+    outcomes = sweep.compare().outcomes
     assert find_mixes([outcome for outcome in outcomes if outcome.summary]) == []
