@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import csv
 import json
 import random
 from pathlib import Path
@@ -187,3 +188,14 @@ class FinishedSweep:
         """Write ``sweep.json``, and read all runs back as a report does."""
         record = self.close().read_sweep(self.name)
         return compare(record, read_outcomes(self.ledger, record)[0])
+
+
+def cells(text: str, first: str, table: int = 0) -> list[str]:
+    """Cells of the line that begins so, of one of the Markdown tables that have it."""
+    lines = [line for line in text.splitlines() if line.startswith(f"| {first} ")]
+    return [cell.strip() for cell in lines[table].strip("|").split("|")]
+
+
+def csv_of(files: list[Path]) -> list[dict[str, str]]:
+    """Lines of the CSV among the files of a report."""
+    return list(csv.DictReader(files[1].open()))

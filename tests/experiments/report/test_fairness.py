@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from hypothesis import given
@@ -12,7 +11,7 @@ from experiments.jobs.state import Observation, State
 from experiments.report.fairness import find_mixes, unequal_knobs
 from experiments.report.outcomes import Outcome, Row
 from experiments.store.records import RunRecord, SweepRun
-from tests.experiments.finished import CONFIG, DATA, FinishedSweep, changed, summary
+from tests.experiments.finished import CONFIG, DATA, changed, summary
 
 
 def knobs_of(*configs: dict, overrides: tuple[str, ...] = ()) -> tuple[dict, dict]:
@@ -29,15 +28,13 @@ def knobs_of(*configs: dict, overrides: tuple[str, ...] = ()) -> tuple[dict, dic
     return different, some
 
 
-def test_equal_runs_mix_nothing(tmp_path):
-    sweep = FinishedSweep(tmp_path)
+def test_equal_runs_mix_nothing(sweep):
     for k in "12":
         sweep.add({"k": k}, 0, summary())
     assert find_mixes(sweep.compare().outcomes) == []
 
 
-def test_the_hash_of_the_data_counts_not_its_name(tmp_path):
-    sweep = FinishedSweep(tmp_path)
+def test_the_hash_of_the_data_counts_not_its_name(sweep):
     elsewhere = changed(CONFIG, DATASETS__TEST=["my_val"])
     sweep.add({"k": "1"}, 0, summary())
     sweep.add({"k": "2"}, 0, summary(), config=elsewhere, data={**DATA, "my_val": DATA["coco_val"]})
@@ -51,8 +48,7 @@ def test_the_hash_of_the_data_counts_not_its_name(tmp_path):
     )
 
 
-def test_names_count_where_no_hash_was_recorded(tmp_path):
-    sweep = FinishedSweep(tmp_path)
+def test_names_count_where_no_hash_was_recorded(sweep):
     sweep.add({"k": "1"}, 0, summary())
     sweep.add({"k": "2"}, 0, summary(), data=None)
     assert find_mixes(sweep.compare().outcomes) == []
@@ -62,8 +58,7 @@ def test_names_count_where_no_hash_was_recorded(tmp_path):
     assert mix == "trained on: coco_train by k=1,seed=0, k=2,seed=0; minitrain by k=3,seed=0"
 
 
-def test_schedules_are_compared_by_images(tmp_path):
-    sweep = FinishedSweep(tmp_path)
+def test_schedules_are_compared_by_images(sweep):
     sweep.add({"k": "1"}, 0, summary())
     half = changed(CONFIG, SOLVER__MAX_ITER=200, SOLVER__IMS_PER_BATCH=8)  # as many images
     sweep.add({"k": "2"}, 0, summary(), config=half)
@@ -134,8 +129,7 @@ def test_values_that_differ_look_different():
     assert values[0] != values[1]
 
 
-def test_the_config_file_is_the_question_where_it_differs(tmp_path):
-    sweep = FinishedSweep(tmp_path)
+def test_the_config_file_is_the_question_where_it_differs(sweep):
     sweep.add({"run": "a"}, 0, summary())
     sweep.add({"run": "b"}, 0, summary(), config_file="other.yaml")
     ((knob,), _) = unequal_knobs(sweep.compare().rows)
@@ -170,8 +164,7 @@ def test_every_key_that_is_not_equal_everywhere_is_listed_and_no_other(flats):
         assert (key in different) == any(value != present[0] for value in present)
 
 
-def test_a_run_that_is_not_finished_does_not_mix(tmp_path: Path):
-    sweep = FinishedSweep(tmp_path)
+def test_a_run_that_is_not_finished_does_not_mix(sweep):
     sweep.add({"k": "1"}, 0, summary())
     sweep.add({"k": "2"}, 0, config=changed(CONFIG, SOLVER__MAX_ITER=1), state="failed")
     outcomes = sweep.compare().outcomes

@@ -47,8 +47,7 @@ def test_a_sweep_with_all_figures_has_all_pictures(tmp_path):
     assert drawn["overview"] == tmp_path / "report.png"
 
 
-def test_there_is_no_picture_without_data_and_an_old_one_is_removed(tmp_path):
-    sweep = FinishedSweep(tmp_path)
+def test_there_is_no_picture_without_data_and_an_old_one_is_removed(sweep, tmp_path):
     sweep.add({"k": "1"}, 0, old_summary(30.0))
     comparison = sweep.compare()
     for name in ("error_types.png", "error_types.svg", "mine.png"):
@@ -62,15 +61,13 @@ def test_there_is_no_picture_without_data_and_an_old_one_is_removed(tmp_path):
     }  # fmt: skip
 
 
-def test_nothing_is_drawn_of_nothing(tmp_path):
-    sweep = FinishedSweep(tmp_path)
+def test_nothing_is_drawn_of_nothing(sweep, tmp_path):
     sweep.add({"k": "1"})
     assert draw_plots(sweep.compare(), tmp_path) == {}
     assert not (tmp_path / "plots").exists()
 
 
-def test_curves_are_those_of_metrics_json_or_else_of_an_old_record(tmp_path):
-    sweep = FinishedSweep(tmp_path)
+def test_curves_are_those_of_metrics_json_or_else_of_an_old_record(sweep):
     points = [[50, 8.0], [75, None]]
     folder = sweep.add({"k": "1"}, 0, summary(30.0), evaluations=points)
     sweep.add({"k": "1"}, 1, summary(31.0), evaluations=points)
@@ -131,8 +128,7 @@ def test_of_many_rows_the_best_and_the_baseline_are_shown_each_with_its_look(tmp
     ]
 
 
-def test_a_folder_that_cannot_be_written(tmp_path):
-    sweep = FinishedSweep(tmp_path)
+def test_a_folder_that_cannot_be_written(sweep, tmp_path):
     sweep.add({"k": "1"}, 0, summary())
     (tmp_path / "file").touch()
     with pytest.raises(ExperimentError, match=r"cannot write the pictures.*--no-plots"):
