@@ -185,17 +185,17 @@ class FinishedSweep:
         return self.ledger
 
     def compare(self) -> Comparison:
-        """Write ``sweep.json``, and read all runs back as a report does."""
+        """Write ``sweep.json``; read all runs back as a report does."""
         record = self.close().read_sweep(self.name)
         return compare(record, read_outcomes(self.ledger, record)[0])
 
 
 def cells(text: str, first: str, table: int = 0) -> list[str]:
-    """Cells of the line that begins so, of one of the Markdown tables that have it."""
+    """Return the cells of the line that begins so, in a Markdown table that has it."""
     lines = [line for line in text.splitlines() if line.startswith(f"| {first} ")]
     return [cell.strip() for cell in lines[table].strip("|").split("|")]
 
 
 def csv_of(files: list[Path]) -> list[dict[str, str]]:
-    """Lines of the CSV among the files of a report."""
+    """Return the lines of the CSV among the files of a report."""
     return list(csv.DictReader(files[1].open()))

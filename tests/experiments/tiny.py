@@ -57,6 +57,9 @@ class TroubleEncoder(ProjectorEncoder):
 '''
 
 
+SLOW = {"SOLVER.MAX_ITER": 60, "SOLVER.STEPS": [50]}
+
+
 @dataclass(frozen=True)
 class Tiny:
     """Files of the tiny sweeps in one folder."""
@@ -152,3 +155,10 @@ def checkpoint_iteration(folder: Path) -> int:
     """Return the last iteration of the checkpoint."""
     name = (folder / "last_checkpoint").read_text()
     return torch.load(folder / name, weights_only=False)["trainer"]["iteration"]
+
+
+def rank_processes(folder: Path) -> list[int]:
+    """Return the rank processes of a local job, given its controller."""
+    controller = state(folder)["job_id"]
+    children = Path(f"/proc/{controller}/task/{controller}/children").read_text()
+    return [int(pid) for pid in children.split()]

@@ -12,9 +12,11 @@ import pytest
 from tests.experiments.records import read_json, write_json
 from tests.experiments.tiny import (
     ROOT,
+    SLOW,
     checkpoint_iteration,
     experiments,
     make_tiny,
+    rank_processes,
     run_folders,
     start,
     state,
@@ -22,15 +24,6 @@ from tests.experiments.tiny import (
 from tests.waiting import CAP, wait_until
 
 pytestmark = pytest.mark.slow  # all but one start jobs
-
-SLOW = {"SOLVER.MAX_ITER": 60, "SOLVER.STEPS": [50]}
-
-
-def rank_processes(folder: Path) -> list[int]:
-    """Return the rank processes of a local job, given its controller."""
-    controller = state(folder)["job_id"]
-    children = Path(f"/proc/{controller}/task/{controller}/children").read_text()
-    return [int(pid) for pid in children.split()]
 
 
 def test_two_ranks_train_to_the_end_and_a_second_submit_does_nothing(tiny, runs):
@@ -96,22 +89,6 @@ def test_a_signal_saves_at_the_boundary_and_the_run_goes_on(tiny, runs):
     assert len(list((runs / "all").iterdir())) == 1
 
 
-@pytest.mark.parametrize(
-    ("node", "shown", "words"),
-    [
-        ({"WITH": "error", "CRASH_RANK": 1}, "failed", "RuntimeError: the encoder met a batch"),
-        ({"WITH": "memory", "CRASH_RANK": 0}, "out of memory", "MemoryError: no memory for this"),
-    ],
-)
-def test_a_crash_ends_with_its_last_line(tiny, runs, node, shown, words):
-    sweep = tiny.sweep(ranks=2, overrides=tiny.trouble(CRASH_AT=3, **node))
-    said = experiments(runs, "submit", sweep, "--cluster", tiny.cluster(), status=1)
-    assert f"1 {shown}" in said and "python -m experiments retry" in said
-    table = experiments(runs, "status", tiny.sweep("tiny"))
-    assert f"1 {shown}" in table and words in table
-    assert words in experiments(runs, "logs", "tiny")
-
-
 def test_only_when_told_to_a_finished_run_begins_anew(tiny, runs):
     sweep, cluster = tiny.sweep(), tiny.cluster()
     experiments(runs, "submit", sweep, "--cluster", cluster)
@@ -119,21 +96,6 @@ def test_only_when_told_to_a_finished_run_begins_anew(tiny, runs):
     experiments(runs, "retry", sweep, "a", "--restart", "--cluster", cluster)
     assert state(folder)["attempts"][0]["first"] == 0
     assert len(list(folder.glob("discarded-*/model_final.pth"))) == 1
-
-
-def test_cancel_saves_and_retry_goes_on(tiny, runs):
-    sweep = tiny.sweep(overrides={**SLOW, **tiny.trouble(SECONDS=0.2)})
-    cluster = tiny.cluster()
-    submit = start(runs, "submit", sweep, "--cluster", cluster)
-    wait_until(lambda: any(state(f).get("iteration", 0) for f in (runs / "all").glob("*")))
-    assert "cancelled a" in experiments(runs, "cancel", "tiny", "a")
-    submit.communicate(timeout=CAP)
-    assert "1 cancelled" in experiments(runs, "status", "tiny")
-    folder = run_folders(runs)["a"]
-    first = checkpoint_iteration(folder) + 1
-    assert 0 < first < 60
-    assert "now 1 finished" in experiments(runs, "retry", sweep, "--cluster", cluster)
-    assert state(folder)["attempts"][1]["first"] == first
 
 
 def test_two_submits_at_once_share_the_work(tiny, runs):
