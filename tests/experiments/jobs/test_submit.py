@@ -46,7 +46,7 @@ def test_two_ranks_train_to_the_end_and_a_second_submit_does_nothing(tiny, runs)
     assert sorted(path for path in runs.rglob("*") if path.is_dir()) == before
 
 
-def test_an_edited_sweep_submits_the_difference(tiny, runs):
+def test_finished_runs_stay_when_a_sweep_is_edited_and_restart_when_told(tiny, runs):
     cluster = tiny.cluster()
     experiments(runs, "submit", tiny.sweep(), "--cluster", cluster)
     first = run_folders(runs)["a"]
@@ -56,6 +56,9 @@ def test_an_edited_sweep_submits_the_difference(tiny, runs):
         runs, "submit", sweep, "--cluster", cluster
     )
     assert os.stat(first / "summary.json").st_mtime_ns == finished
+    experiments(runs, "retry", sweep, "a", "--restart", "--cluster", cluster)
+    assert state(first)["attempts"][0]["first"] == 0
+    assert len(list(first.glob("discarded-*/model_final.pth"))) == 1
 
 
 def test_in_this_process_through_the_same_code(tiny, runs):
@@ -87,15 +90,6 @@ def test_a_signal_saves_at_the_boundary_and_the_run_goes_on(tiny, runs):
     assert (second["first"], second["last"]) == (stopped, 60)
     assert "Exception during training" not in (folder / "log.txt").read_text()
     assert len(list((runs / "all").iterdir())) == 1
-
-
-def test_only_when_told_to_a_finished_run_begins_anew(tiny, runs):
-    sweep, cluster = tiny.sweep(), tiny.cluster()
-    experiments(runs, "submit", sweep, "--cluster", cluster)
-    folder = run_folders(runs)["a"]
-    experiments(runs, "retry", sweep, "a", "--restart", "--cluster", cluster)
-    assert state(folder)["attempts"][0]["first"] == 0
-    assert len(list(folder.glob("discarded-*/model_final.pth"))) == 1
 
 
 def test_two_submits_at_once_share_the_work(tiny, runs):
