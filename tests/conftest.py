@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 os.environ["WANDB_MODE"] = "disabled"  # unless a test says otherwise
 os.environ["OMP_NUM_THREADS"] = "1"  # the processes of pytest-xdist share the cores
+
+settings.register_profile("busy", deadline=None)  # a busy machine may take its time
+settings.load_profile("busy")
 
 ROOT = Path(__file__).parents[1]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 from detectron2.config import CfgNode, get_cfg
@@ -72,3 +73,25 @@ def load(config: str | Path, *overrides: object) -> CfgNode:
 def read_lines(path: Path) -> list[dict]:
     """The records of a file of JSON lines, such as ``metrics.json``."""
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def leaves(node: dict, prefix: str = "") -> dict[str, object]:
+    """Return dotted key -> value of a config."""
+    found: dict[str, object] = {}
+    for key, value in node.items():
+        key = f"{prefix}{key}"
+        found |= leaves(value, f"{key}.") if isinstance(value, dict) else {key: value}
+    return found
+
+
+def git(folder: Path, *words: str) -> str:
+    """Run ``git`` in a folder; return its output."""
+    command = ["git", "-C", str(folder), "-c", "user.name=t", "-c", "user.email=t@t", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def commit_all(folder: Path, *names: str) -> None:
+    """Make a folder a git repository whose only commit has these files."""
+    git(folder, "init", "-q")
+    git(folder, "add", *names)
+    git(folder, "commit", "-q", "-m", "first")

@@ -38,15 +38,20 @@ class ServedRun:
     @property
     def history(self) -> list[dict[str, Any]]:
         """What was logged, without what the client adds itself, but with ``_step``."""
-        return [_without_private(json.loads(line)) for line in self.lines]
+        rows = map(json.loads, self.lines)
+        return [{k: v for k, v in row.items() if k == "_step" or k[0] != "_"} for row in rows]
 
     def plain_config(self) -> dict[str, Any]:
         """The config, without the client's notes."""
         return {key: item["value"] for key, item in self.config.items() if key != "_wandb"}
 
-
-def _without_private(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if key == "_step" or key[0] != "_"}
+    def describe(self, identity: str) -> dict[str, Any]:
+        """What the answers to several queries have."""
+        return {
+            "id": identity, "name": identity, "displayName": self.name, "tags": self.tags,
+            "config": json.dumps(self.config), "summaryMetrics": json.dumps(self.summary),
+            "historyLineCount": len(self.lines),
+        }  # fmt: skip
 
 
 class WandbServer:
@@ -186,21 +191,10 @@ class WandbServer:
         run = self.runs.get(variables["name"])
         bucket = None
         if run is not None:
-            bucket = {
-                "id": variables["name"],
-                "name": variables["name"],
-                "displayName": run.name,
-                "summaryMetrics": json.dumps(run.summary),
-                "historyLineCount": len(run.lines),
-                "historyTail": json.dumps(run.lines[-1:]),
-                "eventsLineCount": 0,
-                "eventsTail": "[]",
-                "logLineCount": 0,
-                "config": json.dumps(run.config),
-                "tags": run.tags,
-                "notes": "",
-                "wandbConfig": json.dumps({"t": 1}),
-            }
+            bucket = run.describe(variables["name"])
+            bucket |= {"historyTail": json.dumps(run.lines[-1:]), "notes": ""}
+            bucket |= {"eventsLineCount": 0, "eventsTail": "[]", "logLineCount": 0}
+            bucket["wandbConfig"] = json.dumps({"t": 1})
         project = variables["project"]
         entity = {"id": "1", "name": ENTITY}
         return {"model": {"id": "1", "name": project, "entity": entity, "bucket": bucket}}
@@ -217,24 +211,14 @@ class WandbServer:
             run.config = json.loads(variables["config"])
         run.state = "running"
         entity = {"id": "1", "name": ENTITY}
-        bucket = {
-            "id": identity,
-            "name": identity,
-            "displayName": run.name,
-            "description": "",
-            "config": json.dumps(run.config),
-            "sweepName": None,
-            "project": {"id": "1", "name": variables["project"], "entity": entity},
-            "historyLineCount": len(run.lines),
-        }
+        bucket = {**run.describe(identity), "description": "", "sweepName": None}
+        bucket["project"] = {"id": "1", "name": variables["project"], "entity": entity}
         return {"upsertBucket": {"bucket": bucket, "inserted": is_new}}
 
     def _on_CreateRunFiles(self, variables: dict[str, Any]) -> dict[str, Any]:
         run = variables["run"]
-        files = [
-            {"name": name, "uploadUrl": f"{self.url}/upload/{run}/{name}"}
-            for name in variables["files"]
-        ]
+        upload = f"{self.url}/upload/{run}"
+        files = [{"name": name, "uploadUrl": f"{upload}/{name}"} for name in variables["files"]]
         return {"createRunFiles": {"runID": run, "uploadHeaders": [], "files": files}}
 
     def _on_CreateArtifact(self, variables: dict[str, Any]) -> dict[str, Any]:
@@ -247,21 +231,9 @@ class WandbServer:
         run = self.runs.get(variables["name"])
         if run is None:
             return {"project": {"run": None}}
-        found = {
-            "id": variables["name"],
-            "name": variables["name"],
-            "displayName": run.name,
-            "tags": run.tags,
-            "state": run.state,
-            "config": json.dumps(run.config),
-            "group": run.group,
-            "jobType": run.job_type,
-            "systemMetrics": "{}",
-            "summaryMetrics": json.dumps(run.summary),
-            "historyLineCount": len(run.lines),
-            "historyKeys": None,
-            "user": {"name": ENTITY, "username": ENTITY},
-        }
+        found = {**run.describe(variables["name"]), "state": run.state, "group": run.group}
+        found |= {"jobType": run.job_type, "systemMetrics": "{}", "historyKeys": None}
+        found["user"] = {"name": ENTITY, "username": ENTITY}
         return {"project": {"internalId": "1", "run": found}}
 
     def _on_RunHistoryKeys(self, variables: dict[str, Any]) -> dict[str, Any]:

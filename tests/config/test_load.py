@@ -9,7 +9,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone, build_model
 
-from tests.small import data_keys, write_data
+from tests.small import data_keys, default_cfg, leaves, write_data
 from yolof_d2.config import (
     add_yolof_config,
     build_cfg,
@@ -34,9 +34,6 @@ from yolof_d2.modeling import (
     build_matcher,
 )
 
-YOLOF = ["MODEL.META_ARCHITECTURE", "YOLOF"]
-RETINANET = ["MODEL.META_ARCHITECTURE", "RetinaNet"]
-
 
 def message(config_file: str = "", overrides: list[str] = ()) -> str:
     """What the user reads: one ConfigError."""
@@ -50,20 +47,8 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def leaves(cfg: dict, prefix: str = "") -> dict[str, object]:
-    found = {}
-    for key, value in cfg.items():
-        if isinstance(value, dict):
-            found |= leaves(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
-
-
 def added_keys() -> list[str]:
-    cfg = get_cfg()
-    add_yolof_config(cfg)
-    return sorted(leaves(cfg).keys() - leaves(get_cfg()).keys())
+    return sorted(leaves(default_cfg()).keys() - leaves(get_cfg()).keys())
 
 
 # What add_yolof_config does
@@ -144,10 +129,9 @@ def test_every_key_we_add_is_read_by_something(tmp_path):
     ]
     for slot, registry, build in slots:
         for name, part in registry:
-            if not part.__module__.startswith("yolof_d2."):
-                continue  # a plug-in of another test
-            dict.__setitem__(yolof[slot], "NAME", name)
-            build()
+            if part.__module__.startswith("yolof_d2."):  # else a plug-in of another test
+                dict.__setitem__(yolof[slot], "NAME", name)
+                build()
     for backbone in ("build_cspdarknet_backbone", "build_timm_backbone"):
         dict.__setitem__(cfg.MODEL.BACKBONE, "NAME", backbone)
         dict.__setitem__(cfg.MODEL.BACKBONE, "FREEZE_AT", 0)
@@ -228,17 +212,9 @@ def test_an_impossible_value_on_the_command_line_is_named(overrides, parts):
 @pytest.mark.parametrize(
     "text",
     [
-        "SOLVER: {BASE_LR: [1}\n",  # not YAML
-        "SOLVER: {BASE_LR: fast}\n",
-        "SOLVER: 3\n",
-        "SOLVER: {BASE_LR: {A: 1}}\n",
-        "_BASE_: missing.yaml\n",
-        "- a\n- b\n",
-        "just words\n",
-        "VERSION: 99\n",
-        "MODEL: {YOLOF: {EXTRA: {}}}\n",
-        "",
-        "1: 2\n",
+        *("SOLVER: {BASE_LR: [1}", "- a", "just words", "", "1: 2"),  # no YAML, or no keys
+        *("SOLVER: {BASE_LR: fast}", "SOLVER: 3", "SOLVER: {BASE_LR: {A: 1}}"),
+        *("_BASE_: missing.yaml", "VERSION: 99", "MODEL: {YOLOF: {EXTRA: {}}}"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named_in_one_line(tmp_path, text):
@@ -247,53 +223,28 @@ def test_a_file_that_cannot_be_used_is_named_in_one_line(tmp_path, text):
     assert str(file) in said and "\n" not in said
 
 
-def test_a_missing_file_is_named():
+def test_a_missing_file_is_named_by_an_error_that_is_a_value_error_too():
     assert "'no/such.yaml'" in message("no/such.yaml")
-
-
-def test_config_errors_are_user_errors_and_value_errors():
     assert issubclass(ConfigError, UserError) and issubclass(ConfigError, ValueError)
 
 
 # Keys of a model that is not built
 
 
-@pytest.mark.parametrize(
-    ("overrides", "wrong", "right"),
-    [
-        (
-            [*YOLOF, "MODEL.RETINANET.NUM_CLASSES", "3"],
-            "MODEL.RETINANET.NUM_CLASSES",
-            "MODEL.YOLOF.NUM_CLASSES",
-        ),
-        (
-            [*YOLOF, "MODEL.RETINANET.NMS_THRESH_TEST", "0.3"],
-            "MODEL.RETINANET.NMS_THRESH_TEST",
-            "MODEL.YOLOF.NMS_THRESH_TEST",
-        ),
-        (
-            [*RETINANET, "MODEL.YOLOF.NMS_THRESH_TEST", "0.3"],
-            "MODEL.YOLOF.NMS_THRESH_TEST",
-            "MODEL.RETINANET.NMS_THRESH_TEST",
-        ),
-        (
-            [*RETINANET, "MODEL.YOLOF.NUM_CLASSES", "3"],
-            "MODEL.YOLOF.NUM_CLASSES",
-            "MODEL.RETINANET.NUM_CLASSES",
-        ),
-    ],
-)
-def test_a_key_of_another_model_is_answered_with_the_models_own(overrides, wrong, right):
-    assert f"{wrong} (did you mean {right}?)" in message(overrides=overrides)
+@pytest.mark.parametrize(("key", "value"), [("NUM_CLASSES", "3"), ("NMS_THRESH_TEST", "0.3")])
+@pytest.mark.parametrize("names", [("YOLOF", "RetinaNet"), ("RetinaNet", "YOLOF")])
+def test_a_key_of_another_model_is_answered_with_the_models_own(names, key, value):
+    right, wrong = (f"MODEL.{name.upper()}.{key}" for name in names)
+    said = message(overrides=["MODEL.META_ARCHITECTURE", names[0], wrong, value])
+    assert f"{wrong} (did you mean {right}?)" in said
 
 
 @pytest.mark.parametrize(
     "name", ["YOLOF", "RetinaNet", "RetinaNetPlus", "FCOS", "GeneralizedRCNN", "ProposalNetwork"]
 )
 def test_a_saved_config_with_a_class_count_for_all_models_loads_again(tmp_path, name):
-    cfg = build_cfg(
-        overrides=["MODEL.META_ARCHITECTURE", name, "SOLVER.STEPS", "(3, 5)", "OUTPUT_DIR", "x"]
-    )
+    words = ["MODEL.META_ARCHITECTURE", name, "SOLVER.STEPS", "(3, 5)", "OUTPUT_DIR", "x"]
+    cfg = build_cfg(overrides=words)
     set_num_classes(cfg, 3)  # as resolve_datasets does
     again = build_cfg(str(write(tmp_path / "config.yaml", cfg.dump())))
     assert yaml.safe_load(again.dump()) == yaml.safe_load(cfg.dump())
@@ -303,12 +254,10 @@ def test_a_saved_config_with_a_class_count_for_all_models_loads_again(tmp_path, 
 def test_overrides_win_over_the_file_and_the_file_over_its_base(tmp_path):
     write(tmp_path / "base.yaml", "SOLVER: {BASE_LR: 1.0, MAX_ITER: 1, GAMMA: 0.5}\n")
     file = write(tmp_path / "c.yaml", "_BASE_: base.yaml\nSOLVER: {BASE_LR: 2.0, MAX_ITER: 2}\n")
-    solver = build_cfg(str(file), ["SOLVER.MAX_ITER", "3"]).SOLVER
+    cfg = build_cfg(str(file), ["SOLVER.MAX_ITER", "3"])
+    assert not cfg.is_frozen()
+    solver = cfg.SOLVER
     assert (solver.GAMMA, solver.BASE_LR, solver.MAX_ITER) == (0.5, 2.0, 3)
-
-
-def test_the_built_config_is_not_frozen():
-    assert not build_cfg().is_frozen()
 
 
 def test_a_saved_config_is_rebuilt_and_one_of_other_code_is_refused():

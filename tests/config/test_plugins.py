@@ -4,17 +4,15 @@ import json
 import pickle
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from detectron2.modeling import build_model
 
+from tests.small import ROOT, write_config
+from tests.waiting import CAP
 from yolof_d2.config import build_cfg, iter_keys, load_plugins
-from yolof_d2.data.synthetic import write_synthetic_dataset
 from yolof_d2.errors import ConfigError
-from yolof_d2.modeling import ENCODER_REGISTRY
-
-ROOT = Path(__file__).parents[2]
+from yolof_d2.modeling import ENCODER_REGISTRY, MATCHER_REGISTRY
 
 PARTS = """
 from detectron2.config import CfgNode, configurable
@@ -56,8 +54,6 @@ class {name}Matcher(UniformMatcher):
 @pytest.fixture
 def write_parts(tmp_path, monkeypatch):
     """Write a plug-in; what it registers is forgotten after the test."""
-    from yolof_d2.modeling import MATCHER_REGISTRY
-
     for registry in (ENCODER_REGISTRY, MATCHER_REGISTRY):
         monkeypatch.setattr(registry, "_obj_map", dict(registry._obj_map))
 
@@ -74,10 +70,10 @@ def overrides(*plugins: str) -> list[str]:
     return ["PLUGINS", repr(tuple(plugins))]
 
 
-def test_a_plugin_brings_its_part_and_its_keys(write_parts, cfg_overrides):
+def test_a_plugin_brings_its_part_and_its_keys(write_parts, tmp_path):
     file = write_parts("MineA")
     name = ["MODEL.YOLOF.ENCODER.NAME", "MineA", "MODEL.YOLOF.ENCODER.MineA.WIDTH", "12"]
-    model = build_model(build_cfg("", [*cfg_overrides, *name, *overrides(file)]))
+    model = build_model(build_cfg(write_config(tmp_path, 1, 1), [*name, *overrides(file)]))
     assert type(model.encoder).__name__ == "MineA"
     assert model.decoder.cls_score.in_channels == 12
 
@@ -148,40 +144,21 @@ def test_a_plugin_that_takes_a_name_in_use_is_refused(write_parts):
         load_plugins([write_parts("DilatedEncoder")])
 
 
-@pytest.fixture
-def cfg_overrides() -> list[str]:
-    """A small YOLOF on the CPU."""
-    return [
-        *("MODEL.META_ARCHITECTURE", "YOLOF", "MODEL.DEVICE", "cpu"),
-        *("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.BACKBONE.FREEZE_AT", "0"),
-        *("MODEL.RESNETS.OUT_FEATURES", "['res5']", "MODEL.RESNETS.NORM", "BN"),
-        *("MODEL.RESNETS.STEM_OUT_CHANNELS", "4", "MODEL.RESNETS.RES2_OUT_CHANNELS", "8"),
-        *("MODEL.RESNETS.WIDTH_PER_GROUP", "4"),
-        *("MODEL.ANCHOR_GENERATOR.SIZES", "[[32, 64, 128, 256, 512]]"),
-        *("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "[[1.0]]"),
-    ]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_plugin_outside_the_repository_trains_by_config_keys_alone(
-    tmp_path, cfg_overrides, ranks
-):
-    (tmp_path / "elsewhere").mkdir()
+def test_a_plugin_outside_the_repository_trains_by_config_keys_alone(tmp_path, ranks):
     plugin = tmp_path / "elsewhere" / "parts.py"
+    plugin.parent.mkdir()
     plugin.write_text(PARTS.format(name="Mine"))
-    data = write_synthetic_dataset(tmp_path / "d", num_train=4, num_val=2, image_size=(64, 64))
     command = [
         *(sys.executable, "-W", "ignore", str(ROOT / "train_net.py"), "--num-gpus", str(ranks)),
-        *("--dist-url", "auto", *cfg_overrides, *overrides(str(plugin))),
+        *("--dist-url", "auto", "--config-file", write_config(tmp_path, 4, 2)),
+        *overrides(str(plugin)),
         *("MODEL.YOLOF.ENCODER.NAME", "Mine", "MODEL.YOLOF.MATCHER.NAME", "MineMatcher"),
-        *("DATASETS.TRAIN_JSON", data.train_json, "DATASETS.TRAIN_IMAGES", data.image_folder),
-        *("DATASETS.TEST_JSON", data.val_json, "DATASETS.TEST_IMAGES", data.image_folder),
-        *("INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64"),
         *("SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "()"),
-        *("DATALOADER.NUM_WORKERS", "0", "OUTPUT_DIR", "out"),
+        *("OUTPUT_DIR", "out"),
     ]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=CAP)
     assert run.returncode == 0, run.stderr[-3000:]
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["iterations"] == 2 and summary["world_size"] == ranks

@@ -13,10 +13,8 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from tests.small import data_keys, load, write_data
 from tests.waiting import CAP, spawn
-from yolof_d2.config import build_cfg
-from yolof_d2.data import resolve_datasets
-from yolof_d2.data.synthetic import write_synthetic_dataset
 from yolof_d2.engine import Trainer
 from yolof_d2.engine.train_loop import MixedPrecisionTrainer
 from yolof_d2.errors import NonFiniteLossError, UserError
@@ -114,11 +112,6 @@ def test_a_run_can_be_resumed_with_another_precision(first, second):
     assert resumed.grad_scaler.is_enabled() == (second is torch.float16)
 
 
-def test_only_fp16_scales_the_loss():
-    scaled = [trainer([], precision).grad_scaler.is_enabled() for precision in PRECISIONS]
-    assert scaled == [False, False, True]
-
-
 class Normalized(Toy):
     """Keeps a running mean of its batches' first value, by Detectron2's own method."""
 
@@ -174,41 +167,20 @@ def test_a_model_without_a_loss_normalizer_gets_none(absent):
     assert not hasattr(other.model, "loss_normalizer")
 
 
-RETINANET = """
-MODEL:
-  META_ARCHITECTURE: RetinaNet
-  DEVICE: cpu
-  BACKBONE: {{NAME: build_retinanet_resnet_fpn_backbone, FREEZE_AT: 0}}
-  RESNETS:
-    NORM: BN
-    STEM_OUT_CHANNELS: 4
-    RES2_OUT_CHANNELS: 8
-    WIDTH_PER_GROUP: 4
-    OUT_FEATURES: [res3, res4, res5]
-  FPN: {{IN_FEATURES: [res3, res4, res5], OUT_CHANNELS: 8}}
-  RETINANET: {{NUM_CONVS: 1}}
-  ANCHOR_GENERATOR: {{SIZES: [[16], [32], [64], [128], [256]]}}
-  PIXEL_STD: [57.0, 57.0, 57.0]
-DATASETS:
-  TRAIN_JSON: {data.train_json}
-  TRAIN_IMAGES: {data.image_folder}
-DATALOADER: {{NUM_WORKERS: 0}}
-SOLVER: {{IMS_PER_BATCH: 4, BASE_LR: 0.001, MAX_ITER: 4, STEPS: [], CHECKPOINT_PERIOD: 2}}
-TEST: {{EVAL_PERIOD: 0, BEST_METRIC: ""}}
-INPUT: {{MIN_SIZE_TRAIN: [64], RANDOM_FLIP: none}}
-SEED: 1
-OUTPUT_DIR: {folder}
-"""
-
-
 def test_a_resumed_retinanet_divides_its_losses_as_if_it_had_never_stopped(tmp_path):
     # Each batch holds all images, and which anchors are positive depends on anchors and boxes
     # alone: the running mean of their number is the same in each run of four iterations.
-    data = write_synthetic_dataset(tmp_path, num_train=4, num_val=1, image_size=(64, 64))
-    config = tmp_path / "retinanet.yaml"
-    config.write_text(RETINANET.format(data=data, folder=tmp_path))
-    cfg = build_cfg(str(config))
-    resolve_datasets(cfg)
+    cfg = load(
+        "configs/quick/synthetic_retinanet.yaml",
+        *data_keys(write_data(tmp_path, num_val=1)),
+        *("MODEL.DEVICE", "cpu", "MODEL.RESNETS.STEM_OUT_CHANNELS", 4),
+        *("MODEL.RESNETS.RES2_OUT_CHANNELS", 8, "MODEL.RESNETS.WIDTH_PER_GROUP", 4),
+        *("MODEL.FPN.OUT_CHANNELS", 32, "MODEL.RETINANET.NUM_CONVS", 1, "SEED", 1),
+        *("DATALOADER.NUM_WORKERS", 0, "SOLVER.IMS_PER_BATCH", 4, "SOLVER.BASE_LR", 0.001),
+        *("SOLVER.MAX_ITER", 4, "SOLVER.STEPS", "()", "SOLVER.CHECKPOINT_PERIOD", 2),
+        *("TEST.EVAL_PERIOD", 0, "TEST.BEST_METRIC", "", "INPUT.MIN_SIZE_TRAIN", "(64,)"),
+        *("INPUT.RANDOM_FLIP", "none", "INPUT.RANDOM_SHIFT.PROB", 0.0, "OUTPUT_DIR", tmp_path),
+    )
 
     def train(start: int, stop: int) -> list[float]:
         seed_all_rng(0)

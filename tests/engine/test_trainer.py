@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,26 +24,34 @@ def make_trainer(cfg: CfgNode, ap: dict[int, float] | None = None) -> Trainer:
     return trainer
 
 
-def interrupt(trainer: Trainer, at: int) -> None:
-    """Train until the start of iteration ``at``, as if the process had been stopped there."""
-
-    class StoppedError(Exception):
-        pass
-
+def call_at(trainer: Trainer, at: int, act: Callable[[], None]) -> None:
+    """Let the trainer call ``act`` in the middle of iteration ``at``."""
     step = trainer.run_step
 
     def run_step():
         if trainer.iter == at:
-            raise StoppedError
+            act()
         step()
 
     trainer.run_step = run_step
-    with pytest.raises(StoppedError):
+
+
+def interrupt(trainer: Trainer, at: int) -> None:
+    """Train until the start of iteration ``at``, as if the process had been stopped there."""
+
+    def stop():
+        raise RuntimeError("stopped")
+
+    call_at(trainer, at, stop)
+    with pytest.raises(RuntimeError, match="stopped"):
         trainer.train()
 
 
-def metrics(folder: Path) -> list[dict]:
-    return read_lines(folder / "metrics.json")
+def resume(cfg: CfgNode, ap: dict[int, float] | None = None) -> Trainer:
+    """A new trainer, as of a process that goes on with the run."""
+    trainer = make_trainer(cfg, ap)
+    trainer.resume_or_load(resume=True)
+    return trainer
 
 
 # Stopping on request
@@ -50,19 +59,11 @@ def metrics(folder: Path) -> list[dict]:
 
 def test_a_request_stops_at_the_next_boundary_and_the_run_goes_on_from_there(make_cfg):
     trainer = make_trainer(make_cfg())
-    step = trainer.run_step
-
-    def run_step():
-        if trainer.iter == 2:
-            trainer.request_stop("SIGUSR2")  # in the middle of an iteration
-        step()
-
-    trainer.run_step = run_step
+    call_at(trainer, 2, lambda: trainer.request_stop("SIGUSR2"))
     with pytest.raises(TrainingStopped, match="SIGUSR2"):
         trainer.train()
     assert trainer.iter == 2
-    resumed = make_trainer(make_cfg())
-    resumed.resume_or_load(resume=True)
+    resumed = resume(make_cfg())
     assert resumed.start_iter == 3
     resumed.train()
     assert resumed.iter == resumed.max_iter
@@ -70,14 +71,7 @@ def test_a_request_stops_at_the_next_boundary_and_the_run_goes_on_from_there(mak
 
 def test_a_request_in_the_last_iteration_lets_the_run_end(make_cfg):
     trainer = make_trainer(make_cfg())
-    step = trainer.run_step
-
-    def run_step():
-        if trainer.iter == trainer.max_iter - 1:
-            trainer.request_stop("SIGUSR2")
-        step()
-
-    trainer.run_step = run_step
+    call_at(trainer, trainer.max_iter - 1, lambda: trainer.request_stop("SIGUSR2"))
     trainer.train()
     assert (Path(trainer.cfg.OUTPUT_DIR) / "summary.json").is_file()
 
@@ -114,14 +108,8 @@ def test_the_backbone_learns_at_0_334_of_the_rate_and_norms_do_not_decay(make_cf
 
 
 def test_detectron2s_own_solver_keys_keep_their_effect(make_cfg):
-    found = groups(
-        make_cfg(
-            *("SOLVER.BIAS_LR_FACTOR", 2.0),
-            *("SOLVER.WEIGHT_DECAY_BIAS", 0.5),
-            *("SOLVER.NESTEROV", True),
-            *("SOLVER.MOMENTUM", 0.8),
-        )
-    )
+    own = ["SOLVER.BIAS_LR_FACTOR", 2.0, "SOLVER.WEIGHT_DECAY_BIAS", 0.5]
+    found = groups(make_cfg(*own, "SOLVER.NESTEROV", True, "SOLVER.MOMENTUM", 0.8))
     bias, weight = found["decoder.cls_score.bias"], found["decoder.cls_score.weight"]
     assert (bias["lr"], bias["weight_decay"]) == (0.02, 0.5)
     assert (weight["lr"], weight["weight_decay"]) == (0.01, 1e-4)
@@ -132,8 +120,7 @@ def test_detectron2s_own_solver_keys_keep_their_effect(make_cfg):
 def test_a_step_with_clipping_is_that_of_an_independent_computation(make_cfg, kind):
     limit = 0.01
     cfg = make_cfg(
-        *("SOLVER.CLIP_GRADIENTS.ENABLED", True),
-        *("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", kind),
+        *("SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", kind),
         *("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", limit),
     )
     model = Trainer.build_model(cfg)
@@ -173,7 +160,7 @@ def test_a_run_in_any_precision_stays_finite_and_leaves_its_record(make_cfg, tmp
     assert all(value.isfinite().all() for value in after.values())
     assert not torch.equal(before["decoder.cls_score.weight"], after["decoder.cls_score.weight"])
 
-    lines = metrics(tmp_path)
+    lines = read_lines(tmp_path / "metrics.json")
     assert all(math.isfinite(line["total_loss"]) for line in lines if "total_loss" in line)
     last = next(line for line in lines if "total_loss" in line)
     assert last["iteration"] == 15
@@ -198,8 +185,7 @@ def test_a_resumed_run_goes_on_where_the_checkpoint_was_taken(make_cfg, tmp_path
     interrupt(make_trainer(make_cfg("SOLVER.MAX_ITER", 7)), at=5)
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000003.pth"
     saved = torch.load(tmp_path / "model_0000003.pth", weights_only=False)
-    trainer = make_trainer(make_cfg())
-    trainer.resume_or_load(resume=True)
+    trainer = resume(make_cfg())
     assert trainer.start_iter == 4
     for name, value in trainer.model.state_dict().items():
         assert torch.equal(value, saved["model"][name]), name
@@ -221,16 +207,13 @@ def test_a_loss_that_is_not_finite_leaves_the_last_checkpoint_as_it_was(make_cfg
 
     def fail_at_5(data):
         losses = forward(data)
-        return (
-            {**losses, "loss_cls": losses["loss_cls"] * math.nan} if trainer.iter == 5 else losses
-        )
+        return losses | {"loss_cls": losses["loss_cls"] * (math.nan if trainer.iter == 5 else 1)}
 
     trainer.model.forward = fail_at_5
     with pytest.raises(NonFiniteLossError, match=r"iteration 5.*loss_cls.*train_0"):
         trainer.train()
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000003.pth"
-    trainer = make_trainer(make_cfg())
-    trainer.resume_or_load(resume=True)
+    trainer = resume(make_cfg())
     assert all(value.isfinite().all() for value in trainer.model.state_dict().values())
 
 
@@ -243,8 +226,7 @@ def test_without_resume_an_old_checkpoint_is_left_aside(make_cfg, tmp_path):
 
 def test_a_finished_run_can_be_resumed_to_train_longer(make_cfg):
     make_trainer(make_cfg()).train()
-    trainer = make_trainer(make_cfg("SOLVER.MAX_ITER", 9))
-    trainer.resume_or_load(resume=True)
+    trainer = resume(make_cfg("SOLVER.MAX_ITER", 9))
     assert trainer.start_iter == 6
     trainer.train()
     assert trainer.scheduler.last_epoch == 9
@@ -252,29 +234,21 @@ def test_a_finished_run_can_be_resumed_to_train_longer(make_cfg):
 
 def test_resuming_a_finished_run_evaluates_it_again(make_cfg):
     make_trainer(make_cfg()).train()
-    trainer = make_trainer(make_cfg(), {6: 3.0, 7: 3.0})
-    trainer.resume_or_load(resume=True)
+    trainer = resume(make_cfg(), {6: 3.0, 7: 3.0})
     trainer.train()
     assert trainer._last_eval_results == {"bbox": {"AP": 3.0}}
 
 
-def test_the_best_checkpoint_is_that_of_the_highest_metric(make_cfg, tmp_path):
-    make_trainer(make_cfg("TEST.EVAL_PERIOD", 2), {1: 10.0, 3: 30.0, 6: 20.0}).train()
-    best = torch.load(tmp_path / "model_best.pth", weights_only=False)
-    assert best["iteration"] == 3
-    at_3 = torch.load(tmp_path / "model_0000003.pth", weights_only=False)
-    assert all(torch.equal(best["model"][name], value) for name, value in at_3["model"].items())
-
-
 @pytest.mark.parametrize("stop", [4, 5])
-def test_the_best_metric_is_remembered_over_a_resume(make_cfg, tmp_path, stop):
+def test_the_best_checkpoint_is_of_the_highest_metric_also_over_a_resume(make_cfg, tmp_path, stop):
     cfg = make_cfg("TEST.EVAL_PERIOD", 2)
     interrupt(make_trainer(cfg, {1: 10.0, 3: 30.0}), at=stop)
-    trainer = make_trainer(cfg, {6: 20.0})
-    trainer.resume_or_load(resume=True)
+    trainer = resume(cfg, {6: 20.0})
     assert trainer.start_iter == 4
     trainer.train()
-    assert torch.load(tmp_path / "model_best.pth", weights_only=False)["iteration"] == 3
+    files = [tmp_path / f"model_{name}.pth" for name in ("best", "0000003")]
+    best, at_3 = (torch.load(file, weights_only=False)["model"] for file in files)
+    assert all(torch.equal(best[name], value) for name, value in at_3.items())
 
 
 def test_an_empty_best_metric_switches_the_best_checkpoint_off(make_cfg, tmp_path):
@@ -282,11 +256,7 @@ def test_an_empty_best_metric_switches_the_best_checkpoint_off(make_cfg, tmp_pat
     assert not (tmp_path / "model_best.pth").exists()
 
 
-def test_a_run_that_stops_early_leaves_no_summary(make_cfg, tmp_path):
-    interrupt(make_trainer(make_cfg()), at=3)
-    assert not (tmp_path / "summary.json").exists()
-
-
-def test_a_run_that_fails_in_its_last_iteration_leaves_no_summary(make_cfg, tmp_path):
-    interrupt(make_trainer(make_cfg()), at=5)
+@pytest.mark.parametrize("at", [3, 5], ids=["early", "in its last iteration"])
+def test_a_run_that_fails_leaves_no_summary(make_cfg, tmp_path, at):
+    interrupt(make_trainer(make_cfg()), at)
     assert not (tmp_path / "summary.json").exists()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,21 @@ def runs(tmp_path: Path, cache: Path) -> Path:
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "cache").symlink_to(cache)
     return tmp_path / "runs"
+
+
+@pytest.fixture
+def fake_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Put commands in the place of SLURM's: name -> shell script, for the rest ``exit 0``."""
+    folder = tmp_path / "bin"
+
+    def write(**scripts: str) -> None:
+        folder.mkdir()
+        for name in ("sbatch", "squeue", "scancel", "sacct", "srun"):
+            (folder / name).write_text(f"#!/bin/sh\n{scripts.get(name, 'exit 0')}\n")
+            (folder / name).chmod(0o755)
+        monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+    return write
 
 
 @pytest.fixture(scope="session")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import csv
 import json
 import random
 from pathlib import Path
 from typing import Any
 
+from experiments.report.outcomes import Comparison, compare, read_outcomes
 from experiments.store.ledger import Ledger
 from experiments.store.records import Submission
 from tests.experiments.records import write_json
@@ -163,11 +165,8 @@ class FinishedSweep:
         return folder
 
     def _claim(self, identity: str, state: dict[str, Any]) -> None:
-        self.ledger.write_submission(
-            Submission(
-                token=identity, executor="local", host="another", job_id="1", runs=[identity]
-            )
-        )
+        whose = {"token": identity, "executor": "local", "host": "another", "job_id": "1"}
+        self.ledger.write_submission(Submission(**whose, runs=[identity]))
         self.ledger.claim(identity, [identity])
         content = {"token": identity, "iteration": 100, "attempts": [{"token": identity}], **state}
         write_json(self.ledger.run_folder(identity) / "state.json", content)
@@ -184,3 +183,19 @@ class FinishedSweep:
         }
         write_json(self.folder / "sweep.json", record)
         return self.ledger
+
+    def compare(self) -> Comparison:
+        """Write ``sweep.json``; read all runs back as a report does."""
+        record = self.close().read_sweep(self.name)
+        return compare(record, read_outcomes(self.ledger, record)[0])
+
+
+def cells(text: str, first: str, table: int = 0) -> list[str]:
+    """Return the cells of the line that begins so, in a Markdown table that has it."""
+    lines = [line for line in text.splitlines() if line.startswith(f"| {first} ")]
+    return [cell.strip() for cell in lines[table].strip("|").split("|")]
+
+
+def csv_of(files: list[Path]) -> list[dict[str, str]]:
+    """Return the lines of the CSV among the files of a report."""
+    return list(csv.DictReader(files[1].open()))

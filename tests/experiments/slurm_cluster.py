@@ -21,7 +21,6 @@ What SLURM 22.05 was seen to do here:
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import random
 import shutil
@@ -34,8 +33,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-
-logger = logging.getLogger(__name__)
 
 CAP = 900  # seconds, after which something hangs
 
@@ -195,35 +192,25 @@ class SlurmCluster:
         self._complaint = ""  # of the last client that failed
 
     def __enter__(self) -> SlurmCluster:
-        self.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.stop()
-
-    def start(self) -> None:
         """Start all daemons; return when both nodes are idle and `sacct` works.
 
         Raises:
-            RuntimeError: something is missing or does not come up; has the end of its log.
+            RuntimeError: something does not come up; has the end of its log.
         """
-        if missing := missing_requirements():
-            raise RuntimeError(missing)
-        begin = time.monotonic()
         with contextlib.ExitStack() as on_failure:
-            on_failure.callback(self.stop)
+            on_failure.callback(self.__exit__)
             # Not in `folder`: the path of a socket has at most 107 characters.
             self._run = Path(tempfile.mkdtemp(prefix="slurm"))
             guard = [sys.executable, str(Path(__file__).resolve()), str(self.conf), str(self._run)]
             self._guard = subprocess.Popen(guard, stdin=subprocess.PIPE, start_new_session=True)
             self._start_all(self._run)
-            self.wait_idle()
+            self._wait(self._is_idle, "idle nodes", "slurmctld")
             self._wait(lambda: not self._client("sacct").returncode, "sacct to work", "slurmdbd")
             on_failure.pop_all()
-        logger.info("SLURM cluster in %s: up in %.1f s", self.folder, time.monotonic() - begin)
+        return self
 
-    def stop(self) -> None:
-        """Cancel all jobs and end every process; fine after a failed start, and twice."""
+    def __exit__(self, *exception: object) -> None:
+        """Cancel all jobs and end every process; also after a failed start."""
         if "slurmctld" in self._daemons:
             # For clients that wait for a job; its processes may hang, and are killed below.
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -232,11 +219,7 @@ class SlurmCluster:
         while self._daemons:
             self._daemons.popitem()[1].wait()
         if self._guard is not None:
-            self._guard.communicate()
-            self._guard = None
-        if self._run is not None:
-            shutil.rmtree(self._run, ignore_errors=True)  # the guard has done it
-            self._run = None
+            self._guard.communicate()  # it removes the folder of the sockets
 
     def stop_node(self, name: str) -> None:
         """Kill a node: its `slurmd` and all processes of its jobs. SLURM has to find out."""
@@ -254,15 +237,8 @@ class SlurmCluster:
 
         self._start_daemon(name, ["slurmd", "-D", "-N", name], registered)
 
-    def wait_idle(self, timeout: float = CAP) -> None:
-        """Wait until no job is left and both nodes are idle; RuntimeError after `timeout` s."""
-
-        def idle() -> bool:
-            jobs = self._client("squeue", "--noheader")
-            states = {self._node(name).get("State") for name in NODES}
-            return jobs.returncode == 0 and not jobs.stdout and states == {"IDLE"}
-
-        self._wait(idle, "idle nodes and no jobs", "slurmctld", timeout)
+    def _is_idle(self) -> bool:
+        return {self._node(name).get("State") for name in NODES} == {"IDLE"}
 
     def _start_all(self, run: Path) -> None:
         for name in ["log", "state", "gpus"]:
@@ -320,12 +296,12 @@ class SlurmCluster:
             )
         self._wait(ready, f"{name} to be ready", name)
 
-    def _wait(self, done: Callable[[], bool], what: str, name: str, timeout: float = CAP) -> None:
-        deadline = time.monotonic() + timeout
+    def _wait(self, done: Callable[[], bool], what: str, name: str) -> None:
+        deadline = time.monotonic() + CAP
         while not done():
             ended = {k: v.returncode for k, v in self._daemons.items() if v.poll() is not None}
             if ended or time.monotonic() > deadline:
-                reason = f"{ended} ended" if ended else f"{timeout:.0f} s are over"
+                reason = f"{ended} ended" if ended else f"{CAP} s are over"
                 log = self.folder / "log" / f"{next(iter(ended), name)}.log"
                 tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
                 message = f"waited for {what}, but {reason}; end of {log}:\n{tail}"
@@ -346,7 +322,7 @@ class SlurmCluster:
 
 
 if __name__ == "__main__":
-    # The guard: its input ends with the tests, also when they are killed and cannot call `stop`.
+    # The guard: its input ends with the tests, also when they are killed.
     sys.stdin.buffer.read()
     kill_processes(Path(sys.argv[1]))
     shutil.rmtree(sys.argv[2], ignore_errors=True)

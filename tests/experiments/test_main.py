@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,20 +19,6 @@ from tests.experiments.tiny import ROOT, experiments
 def test_list_shows_every_sweep_on_a_line():
     lines = experiments(Path("runs"), "list").splitlines()
     assert [line.split()[0] for line in lines] == sweep_names()
-
-
-def test_plan_shows_what_differs_and_the_arithmetic_and_changes_nothing(tiny, runs):
-    overrides = {"MODEL.YOLOF.MATCHER.UNIFORM.TOPK": 2}
-    sweep = tiny.sweep(
-        runs={"a": {}, "b": {"overrides": overrides}},
-        resources={"ranks": 2, "seconds_per_iteration": 100},
-    )
-    said = experiments(runs, "plan", sweep, "--cluster", "local")
-    assert "2 runs, 2 ranks each: 2 not submitted" in said
-    assert "MODEL.YOLOF.MATCHER.UNIFORM.TOPK=2" in said
-    # 6 iterations of 100 s and 15 % are 690 s, with the start 810 s; two runs of two ranks: 0.9 h.
-    assert "0.9 rank hours at 100 s an iteration (the sweep file's guess" in said
-    assert [path.name for path in runs.iterdir()] == ["cache"]
 
 
 @pytest.mark.parametrize(
@@ -83,40 +68,26 @@ def test_a_machine_without_slurm(tiny, runs, monkeypatch):
 @pytest.mark.parametrize(
     ("answer", "advice"),
     [
-        (
-            "AssocMaxSubmitJobLimit: Job violates accounting/QOS policy (job submit limit)",
-            "--limit",
-        ),
+        ("AssocMaxSubmitJobLimit: Job violates accounting/QOS policy", "--limit"),
         ("Invalid account or account/partition combination", "lists under 'account'"),
         ("Invalid qos specification", "'sacctmgr show assoc"),
     ],
 )
 def test_a_refusal_of_sbatch_is_told_and_nothing_is_left_queued(
-    tiny, runs, tmp_path, monkeypatch, answer, advice
+    tiny, runs, fake_slurm, answer, advice
 ):
     line = f"sbatch: error: Batch job submission failed: {answer}"
-    for name, script in {
-        "sbatch": f"echo '{line}' >&2; exit 1",
-        "squeue": "exit 0",
-        "scancel": "exit 0",
-        "sacct": "exit 0",
-        "srun": "exit 0",
-    }.items():
-        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
-        (tmp_path / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    fake_slurm(sbatch=f"echo '{line}' >&2; exit 1")
     said = experiments(runs, "submit", tiny.sweep(), "--cluster", "slurm", status=1)
     (error,) = [text for text in said.splitlines() if text.startswith("error: ")]
     assert answer in error and advice in error and "None of them is queued" in error
     assert "1 not submitted" in experiments(runs, "status", "tiny")
 
 
-def test_a_slurm_that_does_not_answer_submits_nothing(tiny, runs, tmp_path, monkeypatch):
+def test_a_slurm_that_does_not_answer_submits_nothing(tiny, runs, fake_slurm):
     complaint = "slurm_load_jobs error: Unable to contact slurm controller"
-    for name in ("sbatch", "squeue", "scancel", "sacct", "srun"):
-        (tmp_path / name).write_text(f"#!/bin/sh\necho '{complaint}' >&2; exit 1\n")
-        (tmp_path / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    refuse = f"echo '{complaint}' >&2; exit 1"
+    fake_slurm(sbatch=refuse, squeue=refuse, sacct=refuse)
     ledger = Ledger(runs)
     sweep = tiny.sweep()
     experiments(runs, "submit", sweep, "--cluster", "slurm", status=1)

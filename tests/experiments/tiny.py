@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -56,6 +55,9 @@ class TroubleEncoder(ProjectorEncoder):
                 raise RuntimeError("the encoder met a batch it cannot take")
         return super().forward(feature)
 '''
+
+
+SLOW = {"SOLVER.MAX_ITER": 60, "SOLVER.STEPS": [50]}
 
 
 @dataclass(frozen=True)
@@ -117,24 +119,24 @@ def resolve_here(requests: list[ConfigRequest]) -> list[ConfigAnswer]:
     return [ConfigAnswer.model_validate_json(answer) for answer in answers]
 
 
-def command(runs: Path, *words: object) -> list[str]:
-    """Return a command line of ``python -m experiments``."""
-    return [sys.executable, "-m", "experiments", "--runs", str(runs), *map(str, words)]
-
-
-def experiments(runs: Path, *words: object, status: int | None = 0) -> str:
-    """Run ``python -m experiments`` as a user does; return its output."""
-    done = subprocess.run(
-        command(runs, *words),
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+def start(runs: Path, *words: object, cwd: Path = ROOT) -> subprocess.Popen:
+    """Start ``python -m experiments`` as a user does, in the background."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "experiments", "--runs", str(runs), *map(str, words)],
+        cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=CAP,
+        start_new_session=True,
     )
-    assert status is None or done.returncode == status, done.stdout[-3000:]
-    return done.stdout
+
+
+def experiments(runs: Path, *words: object, status: int = 0) -> str:
+    """Run a command to its end; return its output."""
+    process = start(runs, *words)
+    said, _ = process.communicate(timeout=CAP)
+    assert process.returncode == status, said[-3000:]
+    return said
 
 
 def run_folders(runs: Path, sweep: str = "tiny") -> dict[str, Path]:
@@ -149,21 +151,14 @@ def state(folder: Path) -> dict:
     return read_json(path) if path.exists() else {}
 
 
-def start(runs: Path, *words: object) -> subprocess.Popen:
-    """Start a submit in the background."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command(runs, *words),
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
 def checkpoint_iteration(folder: Path) -> int:
     """Return the last iteration of the checkpoint."""
     name = (folder / "last_checkpoint").read_text()
     return torch.load(folder / name, weights_only=False)["trainer"]["iteration"]
+
+
+def rank_processes(folder: Path) -> list[int]:
+    """Return the rank processes of a local job, given its controller."""
+    controller = state(folder)["job_id"]
+    children = Path(f"/proc/{controller}/task/{controller}/children").read_text()
+    return [int(pid) for pid in children.split()]

@@ -4,16 +4,10 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
+from tests.small import commit_all, git
 from yolof_d2.measure import provenance
 from yolof_d2.measure.provenance import describe_run
-
-
-def git(folder: Path, *words: str) -> str:
-    identity = ["-c", "user.name=t", "-c", "user.email=t@t"]
-    command = ["git", "-C", str(folder), *identity, *words]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def test_everything_is_json_and_complete():
@@ -47,9 +41,7 @@ def test_the_commit_is_that_of_the_checkout_with_a_mark_when_it_has_changes(tmp_
     package.mkdir()
     module = package / "provenance.py"
     module.write_text("")
-    git(tmp_path, "init", "-q")
-    git(tmp_path, "add", ".")
-    git(tmp_path, "commit", "-q", "-m", "first")
+    commit_all(tmp_path, ".")
     git(tmp_path, "tag", "v1")  # a tag must not take the place of the commit
     monkeypatch.setattr(provenance, "__file__", str(module))
     commit = describe_run()["commit"]

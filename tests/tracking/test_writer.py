@@ -17,7 +17,6 @@ from wandb.errors import term
 from tests.tracking.training import make_cfg, timeline, train, train_and_die
 from tests.tracking.wandb_files import read_run
 from tests.waiting import wait_until
-from tests.wandb_server import WandbServer
 from yolof_d2.measure.metrics_file import read_metrics, summarise
 from yolof_d2.tracking import writer
 from yolof_d2.tracking.__main__ import main
@@ -89,7 +88,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "_STOP_SECONDS", 0.5)
 
 
-def test_offline_files_have_every_figure(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_files_have_every_figure(folder, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_RUN_ID", "0123abcd")
     monkeypatch.setenv("WANDB_NAME", "k=4,seed=1")
@@ -116,9 +115,7 @@ def test_offline_files_have_every_figure(folder: Path, monkeypatch: pytest.Monke
     assert rows["data"] == [["cat", timeline(folder)[100]["bbox/AP-cat"]]]
 
 
-def test_last_offline_folder_is_whole_after_three_kills(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_last_offline_folder_is_whole_after_three_kills(folder, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     cfg = make_cfg(folder)
     for start, (first, last) in enumerate(((0, 45), (30, 66), (60, 90))):
@@ -132,9 +129,7 @@ def test_last_offline_folder_is_whole_after_three_kills(
     assert sorted(timeline(folder)) == [19, 39, 49, 59, 79, 99, 100]
 
 
-def test_server_gets_every_figure(
-    folder: Path, server: WandbServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_server_gets_every_figure(folder, server, monkeypatch):
     monkeypatch.setenv("WANDB_RUN_ID", "0123abcd")
     monkeypatch.setenv("WANDB_RUN_GROUP", "study")
     cfg = make_cfg(folder)
@@ -158,7 +153,7 @@ def test_server_gets_every_figure(
     assert run.summary["bbox/AP"] == timeline(folder)[100]["bbox/AP"]
 
 
-def test_killed_run_goes_on_without_hole_or_repetition(folder: Path, server: WandbServer) -> None:
+def test_killed_run_goes_on_without_hole_or_repetition(folder, server):
     cfg = make_cfg(folder)
     before: dict[int, dict[str, Any]] = {}
     # What was written between that wait and the end is lost on the way.
@@ -179,9 +174,7 @@ def test_killed_run_goes_on_without_hole_or_repetition(folder: Path, server: Wan
     assert run.state == "finished"
 
 
-def test_standalone_training_keeps_its_id_only_when_it_is_resumed(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_standalone_training_keeps_its_id_only_when_it_is_resumed(folder, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     cfg = make_cfg(folder)
     ids = []
@@ -192,9 +185,7 @@ def test_standalone_training_keeps_its_id_only_when_it_is_resumed(
     assert ids[0] == ids[1] != ids[2]
 
 
-def test_outage_in_the_middle_loses_nothing(
-    folder: Path, server: WandbServer, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_outage_in_the_middle_loses_nothing(folder, server, caplog):
     def after(done: int) -> None:
         if done == 25:
             wait_until(lambda: server.lines() == 1)
@@ -215,14 +206,8 @@ def test_outage_in_the_middle_loses_nothing(
 )
 @pytest.mark.usefixtures("hasty")
 def test_server_that_fails_costs_a_line_and_a_push_makes_it_good(
-    trouble: str,
-    finish_seconds: float,
-    reason: str,
-    folder: Path,
-    server: WandbServer,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+    trouble, finish_seconds, reason, folder, server, monkeypatch, caplog
+):
     monkeypatch.setattr(writer, "_FINISH_SECONDS", finish_seconds)
 
     def after(done: int) -> None:
@@ -245,12 +230,7 @@ def test_server_that_fails_costs_a_line_and_a_push_makes_it_good(
 
 
 @pytest.mark.usefixtures("hasty")
-def test_run_that_stops_early_hardly_waits_for_the_server(
-    folder: Path,
-    server: WandbServer,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_run_that_stops_early_hardly_waits_for_the_server(folder, server, monkeypatch, caplog):
     def after(done: int) -> None:
         if done == 30:
             wait_until(lambda: len(server.runs) == 1)
@@ -263,13 +243,7 @@ def test_run_that_stops_early_hardly_waits_for_the_server(
 
 
 @pytest.mark.parametrize("trouble", ["no key", "hang"])
-def test_without_a_server_it_logs_offline(
-    trouble: str,
-    folder: Path,
-    server: WandbServer,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_without_a_server_it_logs_offline(trouble, folder, server, monkeypatch, caplog):
     monkeypatch.setattr(writer, "_INIT_SECONDS", 1.0)
     monkeypatch.setenv("WANDB_RUN_GROUP", "study")
     asked: list[str] = []
@@ -291,9 +265,7 @@ def test_without_a_server_it_logs_offline(
 
 @pytest.mark.parametrize("name", ["KILL", "STOP"])
 @pytest.mark.usefixtures("hasty")
-def test_client_that_dies_or_hangs_costs_a_line(
-    name: str, folder: Path, server: WandbServer, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_client_that_dies_or_hangs_costs_a_line(name, folder, server, caplog):
     def after(done: int) -> None:
         if done == 30:
             wait_until(lambda: server.lines() == 1)
@@ -308,9 +280,7 @@ def test_client_that_dies_or_hangs_costs_a_line(
     assert client_processes() == []
 
 
-def test_folder_that_cannot_be_written_costs_a_line(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_folder_that_cannot_be_written_costs_a_line(folder, monkeypatch, caplog):
     monkeypatch.setenv("WANDB_MODE", "offline")
     cfg = make_cfg(folder)
     (folder / "wandb").write_text("a file where the folder should be")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from hypothesis import given
@@ -10,15 +9,9 @@ from hypothesis import strategies as st
 
 from experiments.jobs.state import Observation, State
 from experiments.report.fairness import find_mixes, unequal_knobs
-from experiments.report.outcomes import Comparison, Outcome, Row, compare, read_outcomes
+from experiments.report.outcomes import Outcome, Row
 from experiments.store.records import RunRecord, SweepRun
-from tests.experiments.finished import CONFIG, DATA, FinishedSweep, changed, summary
-
-
-def comparison_of(sweep: FinishedSweep) -> Comparison:
-    ledger = sweep.close()
-    record = ledger.read_sweep(sweep.name)
-    return compare(record, read_outcomes(ledger, record)[0])
+from tests.experiments.finished import CONFIG, DATA, changed, summary
 
 
 def knobs_of(*configs: dict, overrides: tuple[str, ...] = ()) -> tuple[dict, dict]:
@@ -35,49 +28,45 @@ def knobs_of(*configs: dict, overrides: tuple[str, ...] = ()) -> tuple[dict, dic
     return different, some
 
 
-def test_equal_runs_mix_nothing(tmp_path):
-    sweep = FinishedSweep(tmp_path)
+def test_equal_runs_mix_nothing(sweep):
     for k in "12":
         sweep.add({"k": k}, 0, summary())
-    assert find_mixes(comparison_of(sweep).outcomes) == []
+    assert find_mixes(sweep.compare().outcomes) == []
 
 
-def test_the_hash_of_the_data_counts_not_its_name(tmp_path):
-    sweep = FinishedSweep(tmp_path)
+def test_the_hash_of_the_data_counts_not_its_name(sweep):
     elsewhere = changed(CONFIG, DATASETS__TEST=["my_val"])
     sweep.add({"k": "1"}, 0, summary())
     sweep.add({"k": "2"}, 0, summary(), config=elsewhere, data={**DATA, "my_val": DATA["coco_val"]})
-    assert find_mixes(comparison_of(sweep).outcomes) == []
+    assert find_mixes(sweep.compare().outcomes) == []
     other = {**DATA, "coco_val": {"bytes": 3, "sha256": "c" * 64}}
     sweep.add({"k": "3"}, 0, summary(), data=other)
-    (mix,) = find_mixes(comparison_of(sweep).outcomes)
+    (mix,) = find_mixes(sweep.compare().outcomes)
     assert mix == (
         "evaluated on: coco_val (sha256 bbbbbbbb) by k=1,seed=0, k=2,seed=0; "
         "coco_val (sha256 cccccccc) by k=3,seed=0"
     )
 
 
-def test_names_count_where_no_hash_was_recorded(tmp_path):
-    sweep = FinishedSweep(tmp_path)
+def test_names_count_where_no_hash_was_recorded(sweep):
     sweep.add({"k": "1"}, 0, summary())
     sweep.add({"k": "2"}, 0, summary(), data=None)
-    assert find_mixes(comparison_of(sweep).outcomes) == []
+    assert find_mixes(sweep.compare().outcomes) == []
     config = changed(CONFIG, DATASETS__TRAIN=["minitrain"])
     sweep.add({"k": "3"}, 0, summary(), config=config, data=None)
-    (mix,) = find_mixes(comparison_of(sweep).outcomes)
+    (mix,) = find_mixes(sweep.compare().outcomes)
     assert mix == "trained on: coco_train by k=1,seed=0, k=2,seed=0; minitrain by k=3,seed=0"
 
 
-def test_schedules_are_compared_by_images(tmp_path):
-    sweep = FinishedSweep(tmp_path)
+def test_schedules_are_compared_by_images(sweep):
     sweep.add({"k": "1"}, 0, summary())
     half = changed(CONFIG, SOLVER__MAX_ITER=200, SOLVER__IMS_PER_BATCH=8)  # as many images
     sweep.add({"k": "2"}, 0, summary(), config=half)
-    assert find_mixes(comparison_of(sweep).outcomes) == []
+    assert find_mixes(sweep.compare().outcomes) == []
     for seed in range(8):
         longer = changed(CONFIG, SOLVER__MAX_ITER=20000)
         sweep.add({"k": "3"}, seed, summary(), config=longer)
-    (mix,) = find_mixes(comparison_of(sweep).outcomes)
+    (mix,) = find_mixes(sweep.compare().outcomes)
     assert mix.startswith(
         "images seen in training: 1,600 by k=1,seed=0, k=2,seed=0; 320,000 by k=3"
     )
@@ -140,11 +129,10 @@ def test_values_that_differ_look_different():
     assert values[0] != values[1]
 
 
-def test_the_config_file_is_the_question_where_it_differs(tmp_path):
-    sweep = FinishedSweep(tmp_path)
+def test_the_config_file_is_the_question_where_it_differs(sweep):
     sweep.add({"run": "a"}, 0, summary())
     sweep.add({"run": "b"}, 0, summary(), config_file="other.yaml")
-    ((knob,), _) = unequal_knobs(comparison_of(sweep).rows)
+    ((knob,), _) = unequal_knobs(sweep.compare().rows)
     assert (knob.key, knob.asked) == ("config file", True)
     assert knob.values == {"a": "model.yaml", "b": "other.yaml"}
 
@@ -176,9 +164,8 @@ def test_every_key_that_is_not_equal_everywhere_is_listed_and_no_other(flats):
         assert (key in different) == any(value != present[0] for value in present)
 
 
-def test_a_run_that_is_not_finished_does_not_mix(tmp_path: Path):
-    sweep = FinishedSweep(tmp_path)
+def test_a_run_that_is_not_finished_does_not_mix(sweep):
     sweep.add({"k": "1"}, 0, summary())
     sweep.add({"k": "2"}, 0, config=changed(CONFIG, SOLVER__MAX_ITER=1), state="failed")
-    outcomes = comparison_of(sweep).outcomes
+    outcomes = sweep.compare().outcomes
     assert find_mixes([outcome for outcome in outcomes if outcome.summary]) == []

@@ -14,15 +14,9 @@ from PIL import Image
 
 from experiments.errors import ExperimentError
 from experiments.report import plots
-from experiments.report.outcomes import Comparison, compare, read_outcomes
+from experiments.report.outcomes import Comparison
 from experiments.report.plots import draw_plots
 from tests.experiments.finished import FinishedSweep, old_summary, summary
-
-
-def comparison_of(sweep: FinishedSweep) -> Comparison:
-    ledger = sweep.close()
-    record = ledger.read_sweep(sweep.name)
-    return compare(record, read_outcomes(ledger, record)[0])
 
 
 def many(tmp_path: Path, rows: int) -> Comparison:
@@ -31,7 +25,7 @@ def many(tmp_path: Path, rows: int) -> Comparison:
         cells = {"encoder": f"SomeLongNameOfAnEncoder{row}", "matcher": "UniformMatcher"}
         evaluations = [[50, 20.0 + row / 3], [100, 30.0 + row / 3]]
         sweep.add(cells, 0, summary(30.0 + row / 3), evaluations=evaluations)
-    return comparison_of(sweep)
+    return sweep.compare()
 
 
 def test_a_sweep_with_all_figures_has_all_pictures(tmp_path):
@@ -40,7 +34,7 @@ def test_a_sweep_with_all_figures_has_all_pictures(tmp_path):
     for seed in (0, 1):
         sweep.add({"run": "$\\frac{"}, seed, summary(30.0 + seed), evaluations=evaluations)
     sweep.add({"run": "b"}, 0, state="running", evaluations=[[50, 12.0], [75, None]])
-    drawn = draw_plots(comparison_of(sweep), tmp_path)
+    drawn = draw_plots(sweep.compare(), tmp_path)
     assert list(drawn) == [
         "ap_by_size", "ap_over_iterations", "ap_against_memory", "ap_against_speed", "error_types",
         "positives_per_object", "overview",
@@ -53,10 +47,9 @@ def test_a_sweep_with_all_figures_has_all_pictures(tmp_path):
     assert drawn["overview"] == tmp_path / "report.png"
 
 
-def test_there_is_no_picture_without_data_and_an_old_one_is_removed(tmp_path):
-    sweep = FinishedSweep(tmp_path)
+def test_there_is_no_picture_without_data_and_an_old_one_is_removed(sweep, tmp_path):
     sweep.add({"k": "1"}, 0, old_summary(30.0))
-    comparison = comparison_of(sweep)
+    comparison = sweep.compare()
     for name in ("error_types.png", "error_types.svg", "mine.png"):
         (tmp_path / "plots").mkdir(exist_ok=True)
         (tmp_path / "plots" / name).touch()
@@ -68,15 +61,13 @@ def test_there_is_no_picture_without_data_and_an_old_one_is_removed(tmp_path):
     }  # fmt: skip
 
 
-def test_nothing_is_drawn_of_nothing(tmp_path):
-    sweep = FinishedSweep(tmp_path)
+def test_nothing_is_drawn_of_nothing(sweep, tmp_path):
     sweep.add({"k": "1"})
-    assert draw_plots(comparison_of(sweep), tmp_path) == {}
+    assert draw_plots(sweep.compare(), tmp_path) == {}
     assert not (tmp_path / "plots").exists()
 
 
-def test_curves_are_those_of_metrics_json_or_else_of_an_old_record(tmp_path):
-    sweep = FinishedSweep(tmp_path)
+def test_curves_are_those_of_metrics_json_or_else_of_an_old_record(sweep):
     points = [[50, 8.0], [75, None]]
     folder = sweep.add({"k": "1"}, 0, summary(30.0), evaluations=points)
     sweep.add({"k": "1"}, 1, summary(31.0), evaluations=points)
@@ -87,7 +78,7 @@ def test_curves_are_those_of_metrics_json_or_else_of_an_old_record(tmp_path):
             for iteration, ap in records
         )
     )
-    comparison = comparison_of(sweep)
+    comparison = sweep.compare()
     scene = plots._set_scene(comparison.rows, comparison.baseline.name)
     assert list(scene.curves.values()) == [[(25, 9.0), (75, 20.0), (100, 30.0)], [(50, 8.0)]]
     lines = plots._draw_curves(scene).axes[0].lines
@@ -137,9 +128,8 @@ def test_of_many_rows_the_best_and_the_baseline_are_shown_each_with_its_look(tmp
     ]
 
 
-def test_a_folder_that_cannot_be_written(tmp_path):
-    sweep = FinishedSweep(tmp_path)
+def test_a_folder_that_cannot_be_written(sweep, tmp_path):
     sweep.add({"k": "1"}, 0, summary())
     (tmp_path / "file").touch()
     with pytest.raises(ExperimentError, match=r"cannot write the pictures.*--no-plots"):
-        draw_plots(comparison_of(sweep), tmp_path / "file")
+        draw_plots(sweep.compare(), tmp_path / "file")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import resource
-import signal
 import time
 
 import pytest
@@ -51,26 +49,6 @@ def test_what_cannot_be_read_says_why(tmp_path, content, words):
     with pytest.raises(RecordError) as error:
         read_record(path, Note)
     assert str(path) in str(error.value) and words in str(error.value)
-
-
-def _write_too_much(path):
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-    try:
-        write_record(path, Note(text="x" * 100_000))
-    except ExperimentError as error:
-        path.with_suffix(".error").write_text(str(error))
-
-
-def test_a_write_that_the_system_refuses_leaves_the_old_record(tmp_path):
-    path = tmp_path / "record.json"
-    write_record(path, Note(text="old"))
-    process = multiprocessing.get_context("fork").Process(target=_write_too_much, args=(path,))
-    process.start()
-    process.join(30)
-    assert "cannot write" in path.with_suffix(".error").read_text()
-    assert read_record(path, Note) == Note(text="old")
-    assert sorted(os.listdir(tmp_path)) == ["record.error", "record.json"]
 
 
 def _write_for_ever(path):

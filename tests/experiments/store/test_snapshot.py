@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,11 +10,7 @@ from experiments.errors import ExperimentError
 from experiments.store import snapshot
 from experiments.store.snapshot import take_snapshot
 from tests.experiments.records import read_json
-
-
-def git(folder: Path, *words: str) -> str:
-    command = ["git", "-C", str(folder), "-c", "user.name=t", "-c", "user.email=t@t", *words]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+from tests.small import commit_all, git
 
 
 @pytest.fixture
@@ -25,9 +20,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("first")
     (folder / ".gitignore").write_text("/runs/\n")
-    git(folder, "init", "-q")
-    git(folder, "add", ".gitignore", "yolof_d2", "experiments", "configs")
-    git(folder, "commit", "-q", "-m", "first")
+    commit_all(folder, ".gitignore", "yolof_d2", "experiments", "configs")
     monkeypatch.setattr(snapshot, "ROOT", folder)
     return folder
 

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,10 +21,10 @@ from experiments.errors import ExperimentError
 from experiments.store.ledger import Ledger
 from experiments.tracking.dashboard import dashboard
 from tests.experiments.records import read_json, write_json
+from tests.small import ROOT
 from tests.waiting import CAP
 from tests.wandb_server import API_KEY, WandbServer
 
-ROOT = Path(__file__).parents[3]
 TABLE = [row for row in (ROOT / "docs/measurements.md").read_text().split("\n") if row[:3] == "| `"]
 LOGGED = [name for row in TABLE for name in re.findall("`([^`]+)`", row.split("|")[1])]
 
@@ -75,13 +76,15 @@ def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ledger:
     return ledger
 
 
-def specs(ledger: Ledger) -> tuple[dict, dict]:
-    """Return the workspace and report of a dry run, read without the package."""
+def send(ledger: Ledger, name: str = "study") -> str:
+    return dashboard(ledger, name, dry_run=False)
+
+
+def dry_run(ledger: Ledger) -> tuple[str, dict, dict]:
+    """Return the text, workspace and report of a dry run, read without the package."""
+    text = dashboard(ledger, "study", dry_run=True)
     folder = ledger.sweep_folder("study") / "dashboard"
-    first, second = (
-        json.loads((folder / f"{n}.json").read_text()) for n in ("workspace", "report")
-    )
-    return first, second
+    return text, read_json(folder / "workspace.json"), read_json(folder / "report.json")
 
 
 def nodes(value: object) -> Iterator[dict]:
@@ -93,18 +96,13 @@ def nodes(value: object) -> Iterator[dict]:
             yield from nodes(child)
 
 
-def curves(spec: dict) -> list[dict]:
-    return [
-        node["config"] for node in nodes(spec) if node.get("viewType") == "Run History Line Plot"
-    ]
+def panels(kind: str, *specs: dict) -> list[dict]:
+    """Return the configs of all panels of a kind."""
+    return [node["config"] for node in nodes(specs) if node.get("viewType") == kind]
 
 
-def scatters(spec: dict) -> list[dict]:
-    return [node["config"] for node in nodes(spec) if node.get("viewType") == "Scatter Plot"]
-
-
-def filters(spec: dict) -> list[dict]:
-    return [node["filters"] for node in nodes(spec) if "filterFormat" in node]
+curves = partial(panels, "Run History Line Plot")
+scatters = partial(panels, "Scatter Plot")
 
 
 # What is sent
@@ -117,19 +115,15 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **options: object) -> None:
         raise AssertionError("a dry run touched the network")
 
-    for target, name in (
-        (socket.socket, "connect"),
-        (socket, "getaddrinfo"),
-        (subprocess, "Popen"),
-    ):
-        monkeypatch.setattr(target, name, refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(subprocess, "Popen", refuse)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
 
 
 @pytest.mark.usefixtures("no_network")
 def test_panels_show_what_runs_log_and_only_that(ledger):
-    text = dashboard(ledger, "study", dry_run=True)
-    workspace, report = specs(ledger)
+    text, workspace, report = dry_run(ledger)
     assert "workspace.json" in text and "report.json" in text and "default-entity" in text
     sections = {
         section["name"]: [metric for curve in curves(section) for metric in curve["metrics"]]
@@ -140,12 +134,12 @@ def test_panels_show_what_runs_log_and_only_that(ledger):
     assert sections["Memory"][-2:] == [
         f"per_rank/train_memory_allocated_mib_rank{rank}" for rank in (0, 1)
     ]
-    assert [len(metrics) for metrics in sections.values()] == [6, 0, 2, 6, 7, 5, 4, 8]
+    assert list(map(len, sections.values())) == [6, 0, 2, 6, 7, 5, 4, 8]
     shown = [metric for metrics in sections.values() for metric in metrics]
     assert all(map(is_logged, shown)), shown
-    for curve in curves(workspace) + curves(report):
+    for curve in curves(workspace, report):
         assert curve["xAxis"] == "iteration" and curve["limit"] == 3
-    for scatter in scatters(workspace) + scatters(report):
+    for scatter in scatters(workspace, report):
         assert scatter["yAxis"] == "summary:bbox/AP"
         assert is_logged(scatter["xAxis"].removeprefix("summary:"))
     in_report = [metric for curve in curves(report) for metric in curve["metrics"]]
@@ -156,8 +150,7 @@ def test_panels_show_what_runs_log_and_only_that(ledger):
 @pytest.mark.parametrize("device, kind", [("cuda", "allocated"), ("cpu", "process")])
 def test_memory_is_that_of_the_device(ledger, device, kind):
     write_sweep(ledger, device=device)
-    dashboard(ledger, "study", dry_run=True)
-    workspace, _ = specs(ledger)
+    _, workspace, _ = dry_run(ledger)
     assert scatters(workspace)[0]["xAxis"] == f"summary:train/memory_{kind}_mib"
     shown = {metric for curve in curves(workspace) for metric in curve["metrics"]}
     assert ("train/memory_allocated_mib" in shown) == (device == "cuda")
@@ -165,25 +158,18 @@ def test_memory_is_that_of_the_device(ledger, device, kind):
 
 @pytest.mark.usefixtures("no_network")
 def test_runs_are_found_by_id_whatever_their_group(ledger):
-    dashboard(ledger, "study", dry_run=True)
-    workspace, report = specs(ledger)
-    expected = {
-        "key": {"section": "run", "name": "name"},  # the app's word for the id
-        "op": "IN",
-        "value": list(RUNS),
-        "disabled": False,
-    }
-    found = filters(workspace) + filters(report)
-    assert len(found) == 8 and all(each == [expected] for each in found)
-    assert {runs["project"]["name"] for n in nodes(report) for runs in n.get("runSets", ())} == {
-        "p"
-    }
+    _, workspace, report = dry_run(ledger)
+    key = {"section": "run", "name": "name"}  # the app's word for the id
+    expected = {"key": key, "op": "IN", "value": list(RUNS), "disabled": False}
+    found = [n["filters"] for n in nodes((workspace, report)) if "filterFormat" in n]
+    assert found == [[expected]] * 8
+    projects = [runs["project"] for n in nodes(report) for runs in n.get("runSets", ())]
+    assert {project["name"] for project in projects} == {"p"}
 
 
 @pytest.mark.usefixtures("no_network")
 def test_the_report_has_question_table_commit_and_command(ledger):
-    dashboard(ledger, "study", dry_run=True)
-    _, report = specs(ledger)
+    _, _, report = dry_run(ledger)
     first, *_, footer = [b["content"] for b in report["spec"]["blocks"] if "content" in b]
     assert (report["title"], report["description"]) == ("study", "Which k?")
     assert first == "| k | AP |\n|---|---|\n| 1 | 30.0 |\n\n\n- Seeds: 0"
@@ -195,8 +181,7 @@ def test_a_sweep_without_results_says_what_is_missing(ledger):
     for path in ledger.root.rglob("summary.json"):
         path.unlink()
     (ledger.sweep_folder("study") / "report.md").unlink()
-    text = dashboard(ledger, "study", dry_run=True)
-    workspace, report = specs(ledger)
+    text, workspace, report = dry_run(ledger)
     assert "AP per class" in text and "python -m experiments report study" in text
     assert "AP per class" not in json.dumps(workspace)
     assert "No table yet" in json.dumps(report)
@@ -285,9 +270,9 @@ def made(server: Server, kind: str) -> dict:
 
 
 def test_what_is_sent_is_what_a_dry_run_writes(ledger, server, monkeypatch):
-    text = dashboard(ledger, "study", dry_run=False)
+    text = send(ledger)
     monkeypatch.setenv("WANDB_ENTITY", "team")
-    dashboard(ledger, "study", dry_run=True)
+    _, *expected = dry_run(ledger)
 
     def stable(spec: dict) -> dict:
         for node in nodes(spec):
@@ -298,9 +283,9 @@ def test_what_is_sent_is_what_a_dry_run_writes(ledger, server, monkeypatch):
                     assert runs["project"].pop("id", "41") == "41"  # the server's
         return spec
 
-    for kind, expected in zip(("project-view", "runs"), specs(ledger), strict=True):
+    for kind, own in zip(("project-view", "runs"), expected, strict=True):
         view = made(server, kind)
-        assert stable(json.loads(view["spec"])) == stable(expected["spec"])
+        assert stable(json.loads(view["spec"])) == stable(own["spec"])
         assert view["project"]["entityName"] == "team" and view["displayName"] == "study"
     record = read_json(ledger.sweep_folder("study") / "dashboard.json")
     assert f"workspace created: {record['workspace']['url']}" in text
@@ -308,7 +293,7 @@ def test_what_is_sent_is_what_a_dry_run_writes(ledger, server, monkeypatch):
 
 
 def test_the_package_reads_what_was_sent(ledger, server):
-    dashboard(ledger, "study", dry_run=False)
+    send(ledger)
     record = read_json(ledger.sweep_folder("study") / "dashboard.json")
     workspace = ws.Workspace.from_url(record["workspace"]["url"])
     assert workspace.settings.x_axis == "iteration" and workspace.settings.max_runs == 3
@@ -324,7 +309,7 @@ def test_the_package_reads_what_was_sent(ledger, server):
 
 
 def test_a_second_call_updates_and_keeps_what_people_added(ledger, server):
-    dashboard(ledger, "study", dry_run=False)
+    send(ledger)
     ids = sorted(server.views)
     workspace, report = made(server, "project-view"), made(server, "runs")
     spec = json.loads(workspace["spec"])
@@ -338,7 +323,7 @@ def test_a_second_call_updates_and_keeps_what_people_added(ledger, server):
     sweep["runs"], sweep["question"] = sweep["runs"][1:], "Which k now?"
     write_json(ledger.sweep_folder("study") / "sweep.json", sweep)
 
-    text = dashboard(ledger, "study", dry_run=False)
+    text = send(ledger)
     assert sorted(server.views) == ids and "workspace updated" in text and "report updated" in text
     section = json.loads(made(server, "project-view")["spec"])["section"]
     assert section["customRunColors"] == {SECOND: "#ff0000", THIRD: ""}
@@ -353,27 +338,27 @@ def test_a_second_call_updates_and_keeps_what_people_added(ledger, server):
 
 @pytest.mark.parametrize("kind", ["project-view", "runs"])
 def test_what_was_deleted_is_created_again(ledger, server, kind):
-    dashboard(ledger, "study", dry_run=False)
+    send(ledger)
     del server.views[made(server, kind)["id"]]
-    text = dashboard(ledger, "study", dry_run=False)
+    text = send(ledger)
     assert len(server.views) == 2
     assert text.count("created") == 1 and text.count("updated") == 1
-    assert dashboard(ledger, "study", dry_run=False).count("updated") == 2
+    assert send(ledger).count("updated") == 2
 
 
 def test_another_project_gets_its_own(ledger, server, monkeypatch):
-    dashboard(ledger, "study", dry_run=False)
+    send(ledger)
     monkeypatch.setenv("WANDB_PROJECT", "q")
-    assert dashboard(ledger, "study", dry_run=False).count("created") == 2
+    assert send(ledger).count("created") == 2
     assert sorted(view["project"]["name"] for view in server.views.values()) == ["p", "p", "q", "q"]
 
 
 def test_a_failure_halfway_makes_nothing_twice(ledger, server):
     server.refused = "project-view"
     with pytest.raises(ExperimentError, match="permission denied"):
-        dashboard(ledger, "study", dry_run=False)
+        send(ledger)
     server.refused = ""
-    text = dashboard(ledger, "study", dry_run=False)
+    text = send(ledger)
     assert "workspace created" in text and "report updated" in text and len(server.views) == 2
 
 
@@ -382,7 +367,7 @@ def test_names_that_the_package_refuses(ledger, server):
     name = "k=1 a?b#c" + "x" * 150
     ledger.sweep_folder("study").rename(ledger.sweep_folder(name))
     for verb in ("created", "updated"):
-        assert dashboard(ledger, name, dry_run=False).count(verb) == 2
+        assert send(ledger, name).count(verb) == 2
     assert made(server, "runs")["displayName"].startswith("k-1 a-b-cxxx")
 
 
@@ -414,8 +399,7 @@ def test_runs_of_two_projects(ledger, monkeypatch):
     write_json(ledger.run_folder(THIRD) / "run.json", record)
     assert "'p', 'q'" in (message := refusal(ledger, dry_run=True)) and "WANDB_PROJECT" in message
     monkeypatch.setenv("WANDB_PROJECT", "q")
-    dashboard(ledger, "study", dry_run=True)
-    assert specs(ledger)[0]["project"] == "q"
+    assert dry_run(ledger)[1]["project"] == "q"
 
 
 @pytest.mark.parametrize(

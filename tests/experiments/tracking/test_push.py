@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +69,7 @@ def expected(*iterations: int) -> dict[int, float]:
     return {iteration: 1 / (iteration + 1) for iteration in iterations}
 
 
-def test_push_sends_what_is_missing_and_nothing_twice(
-    ledger: Ledger,
-    server: WandbServer,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_push_sends_what_is_missing_and_nothing_twice(ledger, server, monkeypatch, caplog):
     caplog.set_level("INFO", "experiments")
     monkeypatch.setenv("WANDB_MODE", "offline")  # for the jobs
     write_json(ledger.run_folder("aaaa") / "attempts" / "1.json", {"commit": "0123456789ab"})
@@ -107,7 +102,7 @@ def test_push_sends_what_is_missing_and_nothing_twice(
     assert push(ledger, "study") == "2 up to date"
 
 
-def test_restarted_run_is_another_one(ledger: Ledger, server: WandbServer) -> None:
+def test_restarted_run_is_another_one(ledger, server):
     write_metrics(ledger, "aaaa", 19, 39)
     push(ledger, "study")
     discard_outputs(ledger.run_folder("aaaa"))
@@ -118,9 +113,7 @@ def test_restarted_run_is_another_one(ledger: Ledger, server: WandbServer) -> No
     assert losses(server, "aaaa-2") == {19: 1 / 20 + 1}
 
 
-def test_push_leaves_alone_what_sends_itself(
-    ledger: Ledger, server: WandbServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_push_leaves_alone_what_sends_itself(ledger, server, monkeypatch):
     write_metrics(ledger, "aaaa", 19)
     write_metrics(ledger, "bbbb", 19)
     for identity, folder in (("aaaa", "run-1-aaaa"), ("bbbb", "offline-run-1-bbbb")):
@@ -147,11 +140,8 @@ def refusal(server: WandbServer, patch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("trouble", [no_key, no_server, refusal])
 def test_push_that_fails_says_why_and_is_made_good_by_the_next(
-    trouble: Callable[..., None],
-    ledger: Ledger,
-    server: WandbServer,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    trouble, ledger, server, monkeypatch
+):
     monkeypatch.setattr("yolof_d2.tracking.push._SETTLE_SECONDS", 0.0)
     monkeypatch.setattr("yolof_d2.tracking.push._REQUEST_SECONDS", 1)
     write_metrics(ledger, "aaaa", 19, 39)

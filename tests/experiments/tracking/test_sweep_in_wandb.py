@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.experiments.jobs.test_submit import rank_processes
 from tests.experiments.tiny import (
     checkpoint_iteration,
     experiments,
+    rank_processes,
     run_folders,
     start,
     state,
