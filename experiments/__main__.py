@@ -12,8 +12,6 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from yolof_d2.benchmark.__main__ import add_arguments as add_benchmark_arguments
-
 from .errors import ExperimentError
 
 EXAMPLES = """\
@@ -28,7 +26,6 @@ examples:
   python -m experiments report dilated_encoder
   python -m experiments push dilated_encoder
   python -m experiments dashboard dilated_encoder
-  python -m experiments benchmark configs/yolof_R_50_C5_1x.yaml configs/yolof_R_50_DC5_1x.yaml
 
 A sweep is a file of experiments/sweeps/ (its variants after a dot) or a path of yours; a cluster is
 a file of experiments/clusters/ or a path of yours. docs/sweeps.md has their keys.
@@ -39,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Describe the commands."""
     parser = argparse.ArgumentParser(
         "python -m experiments",
-        description="Ablation sweeps: describe, plan, submit, watch, retry, report; benchmark.",
+        description="Ablation sweeps: describe, plan, submit, watch, retry, report.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -103,9 +100,6 @@ def build_parser() -> argparse.ArgumentParser:
     dashboard.add_argument(
         "--dry-run", action="store_true", help="write what would be sent; no network, no key"
     )
-    add_benchmark_arguments(
-        add("benchmark", "time models side by side: speed, memory, FLOPs, by part", sweep=False)
-    )
     return parser
 
 
@@ -125,7 +119,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         "report": _report,
         "push": _push,
         "dashboard": _dashboard,
-        "benchmark": _benchmark,
     }
     try:
         commands[args.command](args)
@@ -295,12 +288,6 @@ def _dashboard(args: argparse.Namespace) -> None:
     from .tracking.dashboard import dashboard
 
     print(dashboard(Ledger(args.runs), _sweep_name(args.sweep), dry_run=args.dry_run))
-
-
-def _benchmark(args: argparse.Namespace) -> None:
-    from yolof_d2.benchmark.__main__ import run
-
-    print(run(args))
 
 
 def _sweep_name(given: str) -> str:

@@ -31,3 +31,4 @@ def test_what_is_right_is_returned():
     check_at_least(1, "A", B=1, C=2)
     assert check_size("A", [3, 4]) == (3, 4)
     assert check_range("A", [0.5, 2], below=math.inf) == (0.5, 2)
+    assert check_range("A", (1, 1), below=2) == (1, 1)

@@ -16,7 +16,7 @@ from yolof_d2.config import build_cfg, iter_keys
 from yolof_d2.data import resolve_datasets
 from yolof_d2.data.synthetic import write_synthetic_dataset
 from yolof_d2.engine import Trainer
-from yolof_d2.tools.model_zoo import build_meta_model, count_parameters
+from yolof_d2.measure.model_cost import build_meta_model, count_parameters
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"

@@ -41,7 +41,7 @@ def resolve(request: ConfigRequest) -> ConfigAnswer:
     files = [*_config_files(request.config), *_plugin_files(cfg), *_data_files(cfg)]
     return ConfigAnswer(
         config=ResolvedConfig(cfg),
-        model_node=num_classes_node(cfg),
+        model_node=num_classes_node(cfg) or None,
         files=dict.fromkeys(sorted(set(files)), ""),
     )
 

@@ -6,7 +6,7 @@ import pytest
 
 from yolof_d2.conformance import SLOTS, Case, find_cases, registered_parts
 
-PARTS = [*registered_parts("yolof_d2"), "backbone/build_resnet_backbone"]
+PARTS = [*registered_parts("yolof_d2"), "backbone/build_resnet_backbone", "meta_arch/RetinaNet"]
 
 # Settings that take other paths through a part than its defaults.
 VARIANTS = {

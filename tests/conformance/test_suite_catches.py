@@ -1094,7 +1094,8 @@ def test_every_check_has_a_part_that_it_catches():
         for check in SLOTS[slot].checks
         if check.__name__ == name
     }
-    assert {check for slot in SLOTS.values() for check in slot.checks} == caught
+    slots = [slot for name, slot in SLOTS.items() if name != "meta_arch"]  # test_meta_arch.py
+    assert {check for slot in slots for check in slot.checks} == caught
 
 
 def test_every_check_that_can_be_waived_exists():

@@ -21,11 +21,11 @@ from yolof_d2.engine import Trainer
 from yolof_d2.measure.scalars import (
     PERIOD,
     GradientNorm,
-    MatchCounter,
     TrainingMeasurements,
     is_due,
     measure_evaluation,
 )
+from yolof_d2.modeling.families import family_of_model
 from yolof_d2.modeling.matcher import match_statistics
 from yolof_d2.modeling.matcher.statistics import COUNTS
 
@@ -204,18 +204,15 @@ def test_yolofs_matches_are_those_that_its_loss_got(make_cfg, batch):
         return loss(anchors, logits, boxes, match, ground_truth)
 
     model.loss = look
-    counter = MatchCounter(model)
-    counter.attach()
-    model(batch)
-    counter.detach()
+    with family_of_model(model).counted_matches(model) as counted:
+        model(batch)
     assert model.matcher is matcher
     match, ground_truth = seen[0]
-    counts = dict(zip(COUNTS, counter.pop(), strict=True))
+    counts = dict(zip(COUNTS, counted[0].tolist(), strict=True))
     expected = match_statistics(match, ground_truth, model.decoder.num_classes)
     assert counts["gt"] == 3 and counts["gt_small"] == 2 and counts["gt_medium"] == 1
     assert counts["positives"] / 3 == pytest.approx(expected["positives_per_gt"].item())
     assert counts["positives_medium"] == pytest.approx(expected["positives_per_gt_medium"].item())
-    assert counter.pop() is None
 
 
 @pytest.mark.parametrize(
@@ -225,13 +222,10 @@ def test_positives_of_other_detectors_are_counted_by_object_size(tiny, batch, co
     narrow = ["MODEL.RESNETS.RES2_OUT_CHANNELS", "16", "MODEL.RESNETS.WIDTH_PER_GROUP", "4"]
     cfg = build_cfg(f"configs/{config}", ["MODEL.DEVICE", "cpu", *narrow])
     model = Trainer.build_model(cfg).train()
-    counter = MatchCounter(model)
-    counter.attach()
-    with EventStorage():
+    with EventStorage(), family_of_model(model).counted_matches(model) as counted:
         model(batch)
-    counter.detach()
     assert "label_anchors" not in model.__dict__
-    counts = dict(zip(COUNTS, counter.pop(), strict=True))
+    counts = dict(zip(COUNTS, counted[0].tolist(), strict=True))
 
     images = model.preprocess_image(batch)
     features = model.backbone(images.tensor)

@@ -1,14 +1,25 @@
-"""What models cost, side by side: ``python -m experiments benchmark``."""
+"""Time models side by side: ``python -m yolof_d2.benchmark``."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import logging
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.errors import ExperimentError
-from experiments.store.files import write_text
+from yolof_d2.errors import UserError
+from yolof_d2.files import write_text
+
+from .contender import Options
+from .report import describe_ratio, draw, render
+from .run import choose_device, run_benchmark
+
+logger = logging.getLogger("yolof_d2.benchmark")
+
+FORMAT = 1
+"""Version of the JSON record."""
 
 DEFAULT_CONFIGS = (
     "configs/yolof_R_50_C5_1x.yaml",
@@ -20,8 +31,12 @@ _WARMUP = (50, 1)
 _ITERATIONS = (200, 6)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def build_parser() -> argparse.ArgumentParser:
     """Describe the command line."""
+    parser = argparse.ArgumentParser(
+        "python -m yolof_d2.benchmark",
+        description="Time models side by side: speed, memory and multiply-adds, by part.",
+    )
     parser.add_argument(
         "configs",
         nargs="*",
@@ -74,6 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="config keys for all models, at the end, such as MODEL.DEVICE cpu or "
         "SOLVER.AMP.ENABLED True",
     )
+    return parser
 
 
 def run(args: argparse.Namespace) -> str:
@@ -83,34 +99,40 @@ def run(args: argparse.Namespace) -> str:
         What to print: the tables, the names of the files, and the ratios last.
 
     Raises:
-        ExperimentError: a config or an option that cannot be used, or a folder that cannot be
-            written.
+        ConfigError: a config or an option that cannot be used.
+        OSError: the folder cannot be written.
     """
-    from yolof_d2.errors import UserError
-
-    from .contender import Options
-    from .report import describe_ratio, draw, render
-    from .run import choose_device, run_benchmark
-
-    logging.getLogger("yolof_d2.benchmark").setLevel(logging.INFO)
-    try:
-        on_cpu = choose_device(args.opts) == "cpu"
-        options = Options(
-            size=tuple(args.size),
-            batch_size=tuple(args.batch_size or _BATCH_SIZE[on_cpu]),
-            objects=args.objects,
-            boxes=args.boxes,
-            warmup=_WARMUP[on_cpu] if args.warmup is None else args.warmup,
-            iterations=_ITERATIONS[on_cpu] if args.iterations is None else args.iterations,
-        )
-        record = run_benchmark(args.configs or DEFAULT_CONFIGS, args.opts, options)
-    except UserError as error:
-        raise ExperimentError(str(error)) from error
-
+    on_cpu = choose_device(args.opts) == "cpu"
+    options = Options(
+        size=tuple(args.size),
+        batch_size=tuple(args.batch_size or _BATCH_SIZE[on_cpu]),
+        objects=args.objects,
+        boxes=args.boxes,
+        warmup=_WARMUP[on_cpu] if args.warmup is None else args.warmup,
+        iterations=_ITERATIONS[on_cpu] if args.iterations is None else args.iterations,
+    )
+    record = run_benchmark(args.configs or DEFAULT_CONFIGS, args.opts, options)
     text = render(record)
     files = [args.output / f"benchmark.{suffix}" for suffix in ("json", "md", "png", "svg")]
-    write_text(files[0], json.dumps(record, indent=1))
+    write_text(files[0], json.dumps({"format": FORMAT, **record}, indent=1) + "\n")
     write_text(files[1], text)
     draw(record, files[2:])
     lines = [text, "Written: " + ", ".join(map(str, files))]
     return "\n".join(lines + [describe_ratio(record, model) for model in record["models"][1:]])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    args = build_parser().parse_args(argv)
+    logging.basicConfig(format="%(message)s")
+    logger.setLevel(logging.INFO)
+    try:
+        sys.stdout.write(run(args) + "\n")
+    except (UserError, OSError) as error:
+        logger.error("error: %s", error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

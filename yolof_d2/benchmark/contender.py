@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,9 +19,9 @@ from yolof_d2.engine import Trainer
 from yolof_d2.engine.train_loop import MixedPrecisionTrainer
 from yolof_d2.errors import ConfigError
 from yolof_d2.modeling import build_model
-from yolof_d2.modeling.meta_arch.yolof import YOLOF
+from yolof_d2.modeling.families import family_of_model
 
-from .parts import Mark, find_parts
+from .parts import Mark
 
 SEED = 0
 _PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -60,10 +60,11 @@ class Contender:
         torch.manual_seed(SEED)
         self.name = name
         self.model = build_model(cfg)
-        find_parts(self.model)
+        self._family = family_of_model(self.model)
+        self._family.find_parts(self.model)
         self.device = torch.device(cfg.MODEL.DEVICE)
         train_batch, test_batch = options.batch_size
-        classes = num_classes(cfg)
+        classes = num_classes(cfg) or 1
         # Of different images in training. In inference they are equal, so that the stated number
         # of candidates is that of each of them.
         images = [make_image(options, classes, seed=SEED + i) for i in range(train_batch)]
@@ -103,7 +104,6 @@ class Contender:
             ``of``: candidates of an image, anchors times classes; ``threshold``; ``passed`` and
             ``kept``: of each image, how many passed it, and how many the suppression left.
         """
-        threshold = "score_thresh" if isinstance(self.model, YOLOF) else "test_score_thresh"
         scores, _ = self._score()
         if boxes >= scores[0].numel():
             raise ConfigError(
@@ -111,36 +111,20 @@ class Contender:
                 "image of this size (anchors times classes); ask for fewer"
             )
         # A score has to be above the threshold.
-        setattr(self.model, threshold, scores[0].topk(boxes + 1).values[-1].item())
+        threshold = scores[0].topk(boxes + 1).values[-1].item()
+        self._family.set_threshold(self.model, threshold)
         scores, detections = self._score()
-        passed = [int((image > getattr(self.model, threshold)).sum()) for image in scores]
         return {
             "of": scores[0].numel(),
-            "threshold": getattr(self.model, threshold),
-            "passed": passed,
+            "threshold": threshold,
+            "passed": [int((image > threshold).sum()) for image in scores],
             "kept": [len(image["instances"]) for image in detections],
         }
 
     def _score(self) -> tuple[list[Tensor], list[dict[str, Instances]]]:
         """Scores of all candidates of each image, as they are compared with the threshold."""
-        scores: list[Tensor] = []
-
-        def keep_scores(function: Callable) -> Callable:
-            def wrapped(first: Any, second: Any, *rest: Any) -> Any:
-                if isinstance(self.model, YOLOF):  # (logits, boxes, ...) of the batch
-                    scores.extend(image.sigmoid().flatten() for image in first)
-                else:  # (anchors, scores of each level, ...) of an image
-                    scores.append(torch.cat([level.flatten() for level in second]))
-                return function(first, second, *rest)
-
-            return wrapped
-
-        name = "postprocess" if isinstance(self.model, YOLOF) else "inference_single_image"
-        setattr(self.model, name, keep_scores(getattr(self.model, name)))
-        try:
+        with self._family.candidate_scores(self.model) as scores:
             return scores, self.detect()
-        finally:
-            delattr(self.model, name)  # the method of the class appears again
 
 
 class _MarkingTrainer(MixedPrecisionTrainer):

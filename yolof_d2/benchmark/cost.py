@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from yolof_d2.tools.model_zoo import build_meta_model, count_multiply_adds, count_parameters
+from yolof_d2.measure.model_cost import build_meta_model, count_multiply_adds, count_parameters
+from yolof_d2.modeling.families import family_of_model
 
-from .parts import find_parts, marked
+from .parts import marked
 
 
 def describe_cost(cfg: CfgNode, size: tuple[int, int]) -> dict[str, Any]:
     """Count what MODEL_ZOO.md counts, part by part.
 
     Args:
-        cfg: of a model that :func:`~yolof_d2.benchmark.parts.find_parts` knows.
+        cfg: of a model whose family tells its parts apart.
         size: height and width of an image in pixels, before padding.
 
     Returns:
@@ -32,9 +32,8 @@ def describe_cost(cfg: CfgNode, size: tuple[int, int]) -> dict[str, Any]:
         ConfigError: the parts of the model cannot be told apart.
     """
     model = build_meta_model(cfg)
-    image = torch.zeros(3, *size, device="meta")
-    padded = model.preprocess_image([{"image": image}]).tensor.shape[-2:]
-    multiply_adds, not_counted = count_by_part(model, tuple(padded))
+    padded = family_of_model(model).padded_size(model, size)
+    multiply_adds, not_counted = count_by_part(model, padded)
     return {
         "padded_size": list(padded),
         "parameters": parameters_by_part(model),
@@ -45,7 +44,7 @@ def describe_cost(cfg: CfgNode, size: tuple[int, int]) -> dict[str, Any]:
 
 def parameters_by_part(model: nn.Module) -> dict[str, dict[str, int]]:
     """Count parameters, ``trainable`` and ``frozen``, those of frozen norms included, by part."""
-    parts = find_parts(model)
+    parts = family_of_model(model).find_parts(model)
 
     def split(module: nn.Module) -> Counter[str]:
         trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
@@ -53,7 +52,7 @@ def parameters_by_part(model: nn.Module) -> dict[str, dict[str, int]]:
 
     whole, backbone, decoder = split(model), split(parts.backbone), split(parts.decoder)
     encoder = split(parts.encoder) if parts.encoder is not None else Counter()
-    if parts.encoder is model.backbone:  # a pyramid, which holds the network under it
+    if parts.encoder is not None and parts.backbone in parts.encoder.modules():  # a pyramid
         encoder.subtract(backbone)
     counted = {"backbone": backbone, "encoder": encoder, "decoder": decoder}
     other = Counter(whole)
@@ -65,11 +64,11 @@ def parameters_by_part(model: nn.Module) -> dict[str, dict[str, int]]:
     }
 
 
-def count_by_part(model: Any, size: tuple[int, int]) -> tuple[dict[str, int], list[str]]:
+def count_by_part(model: nn.Module, size: tuple[int, int]) -> tuple[dict[str, int], list[str]]:
     """Count multiply-adds of convolutions, linear layers and attention.
 
     Args:
-        model: on the meta device, from :func:`~yolof_d2.tools.model_zoo.build_meta_model`.
+        model: on the meta device, from :func:`~yolof_d2.measure.model_cost.build_meta_model`.
         size: height and width in pixels, padded.
 
     Returns:

@@ -6,17 +6,19 @@ import ast
 import difflib
 import functools
 import json
+import logging
 from collections.abc import Iterator, Sequence
 
 import yaml
 from detectron2.config import CfgNode, get_cfg
-from detectron2.modeling import META_ARCH_REGISTRY
 
-import yolof_d2.modeling  # noqa: F401  registers the parts
 from yolof_d2.errors import ConfigError
+from yolof_d2.modeling.families import family_of, foreign_nodes, known_families
 
 from .defaults import add_yolof_config
 from .plugins import load_plugins
+
+logger = logging.getLogger(__name__)
 
 
 def iter_keys(cfg: dict, prefix: str = "") -> Iterator[str]:
@@ -132,13 +134,6 @@ def validate_config(cfg: CfgNode) -> None:
         raise ConfigError(
             f"INPUT.RANDOM_SHIFT.PROB must lie in [0, 1], got {cfg.INPUT.RANDOM_SHIFT.PROB}"
         )
-    if cfg.MODEL.META_ARCHITECTURE not in META_ARCH_REGISTRY:
-        known = sorted(name for name, _ in META_ARCH_REGISTRY)
-        near = difflib.get_close_matches(cfg.MODEL.META_ARCHITECTURE, known, 1, cutoff=0)[0]
-        raise ConfigError(
-            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}, which is not registered; "
-            f"did you mean {near!r}?"
-        )
 
 
 def _raise_unknown(written: Sequence[str], known: Sequence[str], where: str) -> None:
@@ -163,25 +158,9 @@ def nearest_key(key: str, known: Sequence[str]) -> str:
     return difflib.get_close_matches(key, same_leaf or known, 1, cutoff=0)[0]
 
 
-# The nodes under MODEL that only some meta-architectures read. The class count is in the last one.
-_TWO_STAGE = ("RPN", "PROPOSAL_GENERATOR", "SEM_SEG_HEAD", "PANOPTIC_FPN", "ROI_HEADS")
-_OWN_NODES = {
-    "YOLOF": ("YOLOF",),
-    "RetinaNet": ("RETINANET",),
-    "RetinaNetPlus": ("RETINANET",),
-    "FCOS": ("FCOS",),
-}
-
-
 def _raise_misplaced(cfg: CfgNode, defaults: CfgNode) -> None:
     """Refuse values set for a model that is not being built: they would be ignored in silence."""
-    own_nodes = _OWN_NODES.get(cfg.MODEL.META_ARCHITECTURE, _TWO_STAGE)
-    nodes = [*_TWO_STAGE, *sorted({node for own in _OWN_NODES.values() for node in own})]
-    foreign = tuple(
-        f"MODEL.{'ROI_' if node == 'ROI_HEADS' else node + '.'}"
-        for node in nodes
-        if node not in own_nodes
-    )
+    foreign = tuple(f"MODEL.{node}." for node in foreign_nodes(family_of(cfg)))
     misplaced = [
         key
         for key in iter_keys(cfg)
@@ -200,19 +179,40 @@ def _raise_misplaced(cfg: CfgNode, defaults: CfgNode) -> None:
 
 
 def num_classes_node(cfg: CfgNode) -> str:
-    """Name of the node under ``MODEL`` that holds the class count of the model ``cfg`` builds."""
-    return _OWN_NODES.get(cfg.MODEL.META_ARCHITECTURE, _TWO_STAGE)[-1]
+    """Return the node under ``MODEL`` with the class count of the model; "" if it does not say."""
+    return family_of(cfg).node
 
 
-def num_classes(cfg: CfgNode) -> int:
-    """Number of classes of the model that ``cfg`` builds."""
-    return cfg.MODEL[num_classes_node(cfg)].NUM_CLASSES
+def num_classes(cfg: CfgNode) -> int | None:
+    """Return the number of classes of the model that ``cfg`` builds; None if it does not say.
+
+    Raises:
+        ConfigError: the key that the model's family names is not there.
+    """
+    node = num_classes_node(cfg)
+    if node and "NUM_CLASSES" not in cfg.MODEL.get(node, {}):
+        raise ConfigError(
+            f"the family of MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} reads "
+            f"MODEL.{node}.NUM_CLASSES, but there is no such key; add it in the plug-in's "
+            "add_config(cfg)"
+        )
+    return cfg.MODEL[node].NUM_CLASSES if node else None
 
 
 def set_num_classes(cfg: CfgNode, count: int) -> None:
     """Set the number of classes of every model alike, so that they can be compared."""
-    for node in {nodes[-1] for nodes in (_TWO_STAGE, *_OWN_NODES.values())}:
+    nodes = {family.node for family in known_families()}
+    nodes = {node for node in nodes if "NUM_CLASSES" in cfg.MODEL.get(node, {})}
+    for node in nodes:
         cfg.MODEL[node].NUM_CLASSES = count
+    if not num_classes_node(cfg):
+        logger.warning(
+            "MODEL.META_ARCHITECTURE %s declares no family (docs/adding_a_part.md), so the key of "
+            "its class count is not known. %d was written to NUM_CLASSES of %s under MODEL.",
+            cfg.MODEL.META_ARCHITECTURE,
+            count,
+            ", ".join(sorted(nodes)),
+        )
 
 
 def _get(cfg: CfgNode, key: str) -> str:

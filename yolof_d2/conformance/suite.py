@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import BACKBONE_REGISTRY
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from fvcore.common.registry import Registry
 
 from yolof_d2.config import build_cfg, load_plugins
@@ -18,7 +18,7 @@ from yolof_d2.errors import ConfigError
 from yolof_d2.modeling import DECODER_REGISTRY, ENCODER_REGISTRY, LOSS_REGISTRY, MATCHER_REGISTRY
 
 from .. import modeling  # noqa: F401  registers the parts of this package
-from . import backbone, decoder, encoder, loss, matcher
+from . import backbone, decoder, encoder, loss, matcher, meta_arch
 from .expectations import expect, raising_means
 
 Check = Callable[[Any], None]
@@ -55,6 +55,9 @@ SLOTS = {
     "backbone": Slot(
         "MODEL.BACKBONE.NAME", BACKBONE_REGISTRY, backbone.BackboneSubject, backbone.CHECKS
     ),
+    "meta_arch": Slot(
+        "MODEL.META_ARCHITECTURE", META_ARCH_REGISTRY, meta_arch.MetaArchSubject, meta_arch.CHECKS
+    ),
 }
 
 # A part whose class attribute not_promised maps one of these to a reason is excused from it.
@@ -62,6 +65,10 @@ WAIVABLE = frozenset(
     {
         "anchors_come_in_the_order_of_the_generator",
         "can_be_traced",
+        "class_count_is_that_of_the_config",
+        "family_counts_matches",
+        "family_sets_the_threshold",
+        "family_tells_the_parts",
         "never_waits_for_the_device",
         "survives_predictions_that_are_not_finite",
     }
@@ -69,7 +76,6 @@ WAIVABLE = frozenset(
 
 # The parts of this package, made small: a check is about behaviour, not about width.
 SMALL = {
-    "MODEL.META_ARCHITECTURE": "YOLOF",
     "MODEL.YOLOF.NUM_CLASSES": "3",
     "MODEL.ANCHOR_GENERATOR.SIZES": "[[32, 64, 128]]",
     "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": "[[1.0]]",
@@ -147,15 +153,19 @@ def find_cases(plugin: str = "", overrides: Sequence[str] = (), *, part: str = "
 
     Args:
         plugin: an entry of ``PLUGINS``: the parts that it registers. Empty for every registered
-            part; of Detectron2's own backbones, the ResNet only, as others want other configs.
-        overrides: ``KEY VALUE`` pairs, flat. The parts of this package are small by default.
+            part; of Detectron2's own, the ResNet and RetinaNet only, as others want other configs.
+        overrides: ``KEY VALUE`` pairs, flat. The parts of this package are small by default. A
+            detector is given those that it reads.
         part: ``slot/name``, for that one alone.
 
     Raises:
         ConfigError: what :func:`build_cfg` refuses, a plug-in without parts, or no such part.
     """
-    plugins = ["PLUGINS", repr((plugin,))] if plugin else []
-    cfg = build_cfg("", [*itertools.chain(*SMALL.items()), *plugins, *overrides])
+    words = [*(["PLUGINS", repr((plugin,))] if plugin else []), *overrides]
+    written = dict(zip(words[::2], words[1::2], strict=False))
+    build_cfg(
+        "", [*_plugins(written), *words[len(words) // 2 * 2 :]]
+    )  # imports; refuses half pairs
     parts = registered_parts(load_plugins([plugin])[0].__name__ if plugin else "")
     if part:
         slot, _, name = part.partition("/")
@@ -167,7 +177,15 @@ def find_cases(plugin: str = "", overrides: Sequence[str] = (), *, part: str = "
         raise ConfigError(
             f"{plugin} registers no {', '.join(SLOTS)}; is @ENCODER_REGISTRY.register() missing?"
         )
-    return [Case(name, check, cfg) for name in parts for check in SLOTS[name.split("/")[0]].checks]
+    small = {"MODEL.META_ARCHITECTURE": "YOLOF", **SMALL}
+    cases = []
+    for part in parts:
+        slot, name = part.split("/")
+        is_detector = slot == "meta_arch"
+        keys = meta_arch.select(name, SMALL, written) if is_detector else {**small, **written}
+        cfg = build_cfg("", list(itertools.chain(*keys.items())))
+        cases += [Case(part, check, cfg) for check in SLOTS[slot].checks]
+    return cases
 
 
 def registered_parts(module: str = "") -> list[str]:
@@ -180,7 +198,12 @@ def registered_parts(module: str = "") -> list[str]:
     ]
 
 
+def _plugins(written: dict[str, str]) -> list[str]:
+    return [word for pair in written.items() for word in pair if pair[0] == "PLUGINS"]
+
+
 def _is_wanted(name: str, defined_in: str, module: str) -> bool:
     if module:
         return f"{defined_in}.".startswith(f"{module}.")
-    return not defined_in.startswith("detectron2.") or name == "build_resnet_backbone"
+    own = not defined_in.startswith("detectron2.")
+    return own or name in ("build_resnet_backbone", "RetinaNet")

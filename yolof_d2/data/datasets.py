@@ -274,7 +274,7 @@ def resolve_datasets(cfg: CfgNode, *, eval_only: bool = False) -> None:
     before, count = num_classes(cfg), len(next(iter(classes.values())))
     set_num_classes(cfg, count)
     logger.info(
-        "NUM_CLASSES = %d from the categories of the data (the config had %d); "
+        "NUM_CLASSES = %d from the categories of the data (the config had %s); "
         "DATASETS.TRAIN = %s, DATASETS.TEST = %s",
         count,
         before,

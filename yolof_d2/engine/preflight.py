@@ -12,7 +12,7 @@ from detectron2.utils.file_io import PathManager
 
 from yolof_d2.data.validation import check_datasets
 from yolof_d2.errors import ConfigError
-from yolof_d2.tools.model_zoo import build_meta_model
+from yolof_d2.measure.model_cost import build_meta_model
 
 
 @dataclass(frozen=True)

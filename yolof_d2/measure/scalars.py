@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,12 +18,8 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, get_event_storage
 from torch import Tensor, nn
 
-from yolof_d2.modeling.matcher import GroundTruth, Matcher, MatchResult
-from yolof_d2.modeling.matcher.statistics import (
-    count_labelled_anchors,
-    count_matches,
-    statistics_from_counts,
-)
+from yolof_d2.modeling.families import family_of_model
+from yolof_d2.modeling.matcher.statistics import statistics_from_counts
 
 from .memory import evaluation_phase, peak_memory_mib, start_measuring
 
@@ -50,21 +46,25 @@ class TrainingMeasurements(HookBase):
             model: the detector, not wrapped for several ranks.
             batch_size: images of an iteration, of all ranks.
         """
-        self._matches = MatchCounter(model)
+        self._model = model
         self._batch_size = batch_size
+        self._counting = ExitStack()
+        self._counts: list[Tensor] = []
 
     def before_train(self) -> None:
         start_measuring()
 
     def before_step(self) -> None:
         if is_due(self.trainer.iter, self.trainer.max_iter):
-            self._matches.attach()
+            counting = family_of_model(self._model).counted_matches(self._model)
+            self._counts = self._counting.enter_context(counting)
 
     def after_step(self) -> None:
         if not is_due(self.trainer.iter, self.trainer.max_iter):
             return
-        self._matches.detach()
-        own = (peak_memory_mib("train"), self._matches.pop())
+        self._counting.close()
+        counted = torch.stack(self._counts).sum(0).tolist() if self._counts else None
+        own = (peak_memory_mib("train"), counted)
         gathered = comm.gather(own)
         if not comm.is_main_process():
             return
@@ -116,68 +116,6 @@ class GradientNorm(HookBase):
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients) / self.trainer.grad_scaler.get_scale()
         get_event_storage().put_scalar("train/grad_norm", norm.item(), smoothing_hint=False)
-
-
-class MatchCounter:
-    """Counts the matches of one batch, of any model that matches as YOLOF or as RetinaNet does."""
-
-    def __init__(self, model: nn.Module):
-        """
-        Args:
-            model: with a ``matcher`` (YOLOF), or with ``label_anchors`` (Detectron2's RetinaNet and
-                FCOS, and what is made of them). Nothing is counted of another.
-        """
-        self._model: Any = model
-        self._matcher: Matcher | None = None
-        self._counts: Tensor | None = None
-
-    def attach(self) -> None:
-        """Count from now on."""
-        matcher = getattr(self._model, "matcher", None)
-        if isinstance(matcher, Matcher):
-            self._matcher = matcher
-            self._model.matcher = _CountingMatcher(matcher, self)
-        elif hasattr(self._model, "label_anchors"):
-            self._model.label_anchors = self._label_anchors
-
-    def detach(self) -> None:
-        """Leave the model as it was."""
-        if self._matcher is not None:
-            self._model.matcher = self._matcher
-            self._matcher = None
-        self._model.__dict__.pop("label_anchors", None)
-
-    def pop(self) -> list[float] | None:
-        """The counts of the last batch, in the order of ``count_matches``; None without any."""
-        counts, self._counts = self._counts, None
-        return None if counts is None else counts.tolist()
-
-    def add(self, match: MatchResult, ground_truth: GroundTruth, num_classes: int) -> None:
-        """Count a batch of YOLOF's."""
-        self._counts = count_matches(match, ground_truth, num_classes)
-
-    def _label_anchors(self, anchors: Any, instances: Any) -> Any:
-        labels, matched = type(self._model).label_anchors(self._model, anchors, instances)
-        self._counts = count_labelled_anchors(
-            torch.stack(labels),
-            torch.stack(matched),
-            GroundTruth.from_instances(instances, labels[0].device),
-            self._model.num_classes,
-        )
-        return labels, matched
-
-
-class _CountingMatcher(Matcher):
-    def __init__(self, matcher: Matcher, counter: MatchCounter):
-        self._matcher = matcher
-        self._counter = counter
-
-    def __call__(
-        self, anchors: Tensor, pred_logits: Tensor, pred_boxes: Tensor, ground_truth: GroundTruth
-    ) -> MatchResult:
-        match = self._matcher(anchors, pred_logits, pred_boxes, ground_truth)
-        self._counter.add(match, ground_truth, num_classes=pred_logits.shape[-1])
-        return match
 
 
 @contextmanager

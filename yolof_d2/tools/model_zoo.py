@@ -15,16 +15,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode
 from tabulate import tabulate
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from yolof_d2.config import build_cfg
 from yolof_d2.errors import ConfigError, UserError
 from yolof_d2.files import write_text
-from yolof_d2.modeling import build_model
+from yolof_d2.measure.model_cost import (
+    build_meta_model,
+    count_multiply_adds,
+    count_parameters,
+    input_size,
+)
+from yolof_d2.modeling.families import family_of_model
 
 INTRODUCTION = """\
 # Model zoo
@@ -50,51 +53,6 @@ main process. Each record is the `summary.json` that the run wrote, with command
 machine. Some runs shared the machine with tests, which makes `s/iter` and `minutes` larger. Each
 config says what data it needs.
 """
-
-
-def count_parameters(module: nn.Module) -> int:
-    """Number of parameters, with the scale and shift of frozen batch norms, which are buffers."""
-    # By what they hold and not by their class: Detectron2, torchvision and timm have one each.
-    buffers = [dict(layer.named_buffers(recurse=False)) for layer in module.modules()]
-    frozen = [held for held in buffers if {"weight", "bias", "running_var"} <= held.keys()]
-    norms = sum(held["weight"].numel() + held["bias"].numel() for held in frozen)
-    return sum(parameter.numel() for parameter in module.parameters()) + norms
-
-
-def build_meta_model(cfg: CfgNode) -> Any:
-    """Build the model of ``cfg``, a module without memory for its weights, in eval mode."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.DEVICE = "meta"
-    cfg.MODEL.TIMM.PRETRAINED = False
-    with torch.device("meta"):
-        return build_model(cfg).eval()
-
-
-def input_size(cfg: CfgNode, model: Any) -> tuple[int, int]:
-    """Height and width in pixels of the largest test image, padded as the backbone wants it."""
-    size = cfg.INPUT.FIXED_SIZE.TEST or (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
-    step = max(model.backbone.size_divisibility, 1)
-    height, width = (-(-side // step) * step for side in size)
-    return height, width
-
-
-def count_multiply_adds(model: Any, size: tuple[int, int]) -> int:
-    """Multiply-adds of the dense part (backbone to predictions) for one image.
-
-    Args:
-        model: on the meta device, from :func:`build_meta_model`: a YOLOF or a dense detector of
-            Detectron2.
-        size: height and width in pixels.
-    """
-    image = torch.zeros(1, 3, *size, device="meta")
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        if hasattr(model, "predict"):
-            model.predict(image)
-        else:
-            features = model.backbone(image)
-            model.head([features[name] for name in model.head_in_features])
-    return counter.get_total_flops() // 2  # PyTorch counts a multiply-add as two
 
 
 def published(config_file: Path) -> str:
@@ -146,20 +104,6 @@ def _describe_backbone(cfg: CfgNode) -> str:
     return f"{kind}-{node.DEPTH}{groups}{dilated}{narrow}"
 
 
-def _describe_parts(cfg: CfgNode, model: Any) -> dict[str, str]:
-    if hasattr(model, "predict"):
-        node = cfg.MODEL.YOLOF
-        encoder, decoder, matcher = node.ENCODER.NAME, node.DECODER.NAME, node.MATCHER.NAME
-        box_loss = node.LOSS.FOCAL_BOX.BBOX_REG_LOSS_TYPE
-    else:
-        encoder = cfg.MODEL.BACKBONE.NAME.removesuffix("_backbone").rsplit("_", 1)[-1].upper()
-        decoder = type(model.head).__name__
-        matcher = "MaxIoU" if hasattr(model, "anchor_matcher") else "center sampling"
-        box_loss = getattr(model, "box_reg_loss_type", "giou")  # FCOS has no choice
-    parts = {"encoder": encoder, "decoder": decoder, "matcher": matcher, "box loss": box_loss}
-    return {slot: name.removesuffix(slot.capitalize()) for slot, name in parts.items()}
-
-
 def _is_model(file: Path) -> bool:
     """Whether a config is to be run by itself; the others are only named by ``_BASE_``."""
     return not file.name.startswith("Base-") and file.parent.name != "fragments"
@@ -181,7 +125,7 @@ def _model_rows(
             "config": f"[{file.stem}]({file})",
             "model": cfg.MODEL.META_ARCHITECTURE,
             "backbone": _describe_backbone(cfg),
-            **_describe_parts(cfg, model),
+            **family_of_model(model).describe_parts(cfg, model),
             "parameters": f"{count_parameters(model) / 1e6:.2f}",
             "GMAC": f"{count_multiply_adds(model, size) / 1e9:.1f}",
             "input": f"{size[0]} x {size[1]}",

@@ -7,17 +7,11 @@ from yolof_d2.errors import ConfigError
 from yolof_d2.modeling.matcher import TopKIoUMatcher, UniformMatcher
 
 MAP = ShapeSpec(channels=6, stride=32)
+MATCHERS = [UniformMatcher, TopKIoUMatcher]
+MATCHERS += [type(f"My{part.__name__}", (part,), {}) for part in MATCHERS]
 
 
-class MyUniform(UniformMatcher):
-    pass
-
-
-class MyTopKIoU(TopKIoUMatcher):
-    pass
-
-
-@pytest.mark.parametrize("matcher", [UniformMatcher, MyUniform, TopKIoUMatcher, MyTopKIoU])
+@pytest.mark.parametrize("matcher", MATCHERS)
 @pytest.mark.parametrize(("fixed_size", "found"), [((), 20), ((320, 288), 405)])
 def test_more_positives_than_an_image_has_anchors_are_refused(cfg, matcher, fixed_size, found):
     cfg.INPUT.MIN_SIZE_TRAIN = (64, 96)

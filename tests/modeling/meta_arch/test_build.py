@@ -6,17 +6,7 @@ from detectron2 import modeling
 from yolof_d2.errors import ConfigError
 from yolof_d2.modeling import FCOS, YOLOF, RetinaNetPlus, build_model
 
-
-class MyYOLOF(YOLOF):
-    pass
-
-
-class MyFCOS(FCOS):
-    pass
-
-
-class MyRetinaNetPlus(RetinaNetPlus):
-    pass
+DETECTORS = [type(f"My{part.__name__}", (part,), {}) for part in (YOLOF, FCOS, RetinaNetPlus)]
 
 
 def build_retinanet(cfg):
@@ -24,7 +14,7 @@ def build_retinanet(cfg):
     return build_model(cfg)
 
 
-@pytest.mark.parametrize("build", [build_retinanet, MyYOLOF, MyFCOS, MyRetinaNetPlus])
+@pytest.mark.parametrize("build", [build_retinanet, *DETECTORS])
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [

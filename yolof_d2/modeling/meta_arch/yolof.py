@@ -21,6 +21,7 @@ from yolof_d2.modeling.backbone import build_backbone
 from yolof_d2.modeling.box_regression import CenterClampedBox2BoxTransform
 from yolof_d2.modeling.decoder import Decoder, build_decoder
 from yolof_d2.modeling.encoder import Encoder, build_encoder
+from yolof_d2.modeling.families import YOLOFFamily
 from yolof_d2.modeling.losses import DetectionLoss, build_loss
 from yolof_d2.modeling.matcher import GroundTruth, Matcher, build_matcher
 from yolof_d2.modeling.postprocess import select_detections
@@ -35,6 +36,7 @@ class YOLOF(nn.Module):
     XYXY in pixels of the network's input.
     """
 
+    detector_family = YOLOFFamily()
     pixel_mean: Tensor
     pixel_std: Tensor
 
