@@ -218,6 +218,7 @@ def test_the_same_last_name_elsewhere_is_nearer_than_a_similar_spelling():
         (["SOLVER.BASE_LR", "0.1", "SOLVER.MAX_ITER"], ["odd number", "SOLVER.MAX_ITER"]),
         (["SOLVER.AMP.PRECISION", "fp8"], ["SOLVER.AMP.PRECISION", "fp16", "bf16", "fp8"]),
         (["INPUT.RANDOM_SHIFT.PROB", "1.5"], ["INPUT.RANDOM_SHIFT.PROB", "[0, 1]", "1.5"]),
+        (["INPUT.RANDOM_SHIFT.PROB", "-0.5"], ["INPUT.RANDOM_SHIFT.PROB", "[0, 1]", "-0.5"]),
         (["MODEL.META_ARCHITECTURE", "YOLOV"], ["META_ARCHITECTURE", "'YOLOV'", "'YOLOF'?"]),
     ],
 )

@@ -19,8 +19,7 @@ def meet(folder: Path, start: str, rank: int) -> None:
 
 
 def test_ranks_meet_and_leave_no_address_behind(tmp_path):
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["experiments.jobs.rendezvous"])
+    context = multiprocessing.get_context("fork")
     ranks = [context.Process(target=meet, args=(tmp_path, "7-0", rank)) for rank in range(2)]
     for process in ranks:
         process.start()
