@@ -7,6 +7,8 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 EXPERIMENTS := $(PY) -m experiments
 CONSTRAINTS := requirements/constraints.txt
+# One process per core; tests of one group (tests/conftest.py) stay in one of them.
+PYTEST := $(PY) -m pytest -q -n logical --maxprocesses 8 --durations=10
 PIP := $(PY) -m pip --disable-pip-version-check install -c $(CONSTRAINTS)
 
 # Settings of the user's pip that do not work inside .venv.
@@ -15,7 +17,7 @@ unexport PIP_BUILD_CONSTRAINT
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format clean
+.PHONY: help demo test test-fast lint format clean
 
 fail = { printf '\nerror: %s\n' "$(1)" >&2; exit 1; }
 NO_PYTHON = '$(PYTHON)' does not run; expected Python 3.10 or newer. Install it (Debian and \
@@ -37,7 +39,7 @@ CHECK_FAILED = ruff found problems; see above. make format fixes some of them.
 TYPES_FAILED = mypy found type errors; see above.
 
 help:  ## show this help
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "  Variables: PYTHON=$(PYTHON) (3.10 or newer),"
 	@echo "  DETECTRON2_SOURCE=$(DETECTRON2_SOURCE) (wheel, or upstream: GitHub source with compiled operators)"
@@ -49,8 +51,11 @@ demo: $(STAMP)  ## train three models on generated images, compare them, draw a 
 	@$(PY) -m yolof_d2.visualize runs/sweeps/demo/YOLOF --output runs/sweeps/demo/predictions.png \
 		|| $(call fail,$(DEMO_FAILED))
 
-test: $(STAMP)  ## run all tests
-	@$(PY) -m pytest -q tests || $(call fail,$(TEST_FAILED))
+test: $(STAMP)  ## run all tests, and name the slowest
+	@$(PYTEST) tests || $(call fail,$(TEST_FAILED))
+
+test-fast: $(STAMP)  ## run the tests that take less than about five seconds each
+	@$(PYTEST) -m "not slow and not slurm" tests || $(call fail,$(TEST_FAILED))
 
 lint: $(STAMP)  ## check format, style and types; change nothing
 	@$(PY) -m ruff format --check . || $(call fail,$(FORMAT_FAILED))

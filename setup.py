@@ -59,6 +59,7 @@ DEV_REQUIRES = [
     "mypy",
     "pre-commit",
     "pytest>=8",
+    "pytest-xdist>=3.6",
     "ruff",
     "timm>=1.0.31",  # first release whose Swin takes any image size by ViT's option
     "types-PyYAML",

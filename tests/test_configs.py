@@ -12,13 +12,12 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import nn
 
+from tests.small import ROOT, data_keys, write_data
 from yolof_d2.config import build_cfg, iter_keys
 from yolof_d2.data import resolve_datasets
-from yolof_d2.data.synthetic import write_synthetic_dataset
 from yolof_d2.engine import Trainer
 from yolof_d2.measure.model_cost import build_meta_model, count_parameters
 
-ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
 FRAGMENTS = [file for file in FILES if file.parent.name == "fragments"]
@@ -48,8 +47,7 @@ def published() -> CfgNode:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    return write_synthetic_dataset(folder, num_train=6, num_val=2, image_size=(64, 64))
+    return write_data(tmp_path_factory.mktemp("data"), num_train=6)
 
 
 @pytest.fixture(autouse=True)
@@ -92,8 +90,7 @@ def shrink(cfg: CfgNode) -> None:
 def test_every_config_trains_two_steps_and_predicts(file, data, tmp_path):
     cfg = build_cfg(str(file))
     shrink(cfg)
-    cfg.DATASETS.TRAIN_JSON, cfg.DATASETS.TRAIN_IMAGES = data.train_json, data.image_folder
-    cfg.DATASETS.TEST_JSON, cfg.DATASETS.TEST_IMAGES = data.val_json, data.image_folder
+    cfg.merge_from_list(data_keys(data))
     cfg.OUTPUT_DIR = str(tmp_path)
     cfg.SEED = 0
     resolve_datasets(cfg)

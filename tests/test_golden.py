@@ -12,12 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
-from yolof_d2 import add_yolof_config
+from tests.small import default_cfg
 from yolof_d2.modeling.decoder import implicit_objectness
 
 PATH = Path(__file__).parents[1].parent / "shared" / "golden" / "reference_c5.pt"
@@ -59,9 +58,7 @@ def golden() -> dict[str, Any]:
 @pytest.fixture
 def model(golden) -> nn.Module:
     values = golden["config"]
-    cfg = get_cfg()
-    add_yolof_config(cfg)
-    cfg.MODEL.DEVICE = "cpu"
+    cfg = default_cfg()
     cfg.MODEL.META_ARCHITECTURE = "YOLOF"
     cfg.MODEL.BACKBONE.NAME = "build_resnet_backbone"
     cfg.MODEL.RESNETS.OUT_FEATURES = ["res5"]

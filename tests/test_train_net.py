@@ -12,9 +12,10 @@ import pytest
 import torch
 from detectron2 import model_zoo
 
-from yolof_d2.data.synthetic import SyntheticDataset, write_synthetic_dataset
+from tests.small import ROOT, data_keys, read_lines, write_data
+from tests.waiting import CAP
+from yolof_d2.data.synthetic import SyntheticDataset
 
-ROOT = Path(__file__).parents[1]
 SIZE = 96
 CONFIG = str(ROOT / "configs" / "quick" / "synthetic.yaml")
 NARROW = ["MODEL.RESNETS.STEM_OUT_CHANNELS", 16, "MODEL.RESNETS.RES2_OUT_CHANNELS", 32]
@@ -36,7 +37,7 @@ def train_net(*words: object, config: str = CONFIG) -> subprocess.CompletedProce
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=240,
+        timeout=CAP,
     )
 
 
@@ -46,20 +47,13 @@ def succeed(*words: object, config: str = CONFIG) -> str:
     return done.stdout
 
 
-def data_keys(data: SyntheticDataset) -> list[str]:
-    train = ["DATASETS.TRAIN_JSON", data.train_json, "DATASETS.TRAIN_IMAGES", data.image_folder]
-    return train + ["DATASETS.TEST_JSON", data.val_json, "DATASETS.TEST_IMAGES", data.image_folder]
-
-
 def evaluations(folder: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
-    return [line for line in lines if "bbox/AP50" in line]
+    return [line for line in read_lines(folder / "metrics.json") if "bbox/AP50" in line]
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> SyntheticDataset:
-    folder = tmp_path_factory.mktemp("data")
-    return write_synthetic_dataset(folder, num_train=160, num_val=24, image_size=(SIZE, SIZE))
+    return write_data(tmp_path_factory.mktemp("data"), 160, 24, image_size=(SIZE, SIZE))
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +129,7 @@ def test_two_ranks_train_on_the_cpu_though_most_images_are_empty(data, tmp_path)
     assert (summary["world_size"], summary["iterations"]) == (2, 4)
 
 
+@pytest.mark.slow
 def test_detectron2s_retinanet_trains_on_the_same_json_keys(data, tmp_path):
     succeed(
         *(*COMMON, *NARROW, *data_keys(data), "OUTPUT_DIR", tmp_path),
@@ -161,6 +156,7 @@ def break_data(data: SyntheticDataset, folder: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mistake", "parts"),
     [

@@ -135,7 +135,11 @@ class WandbServer:
                 return 200, {"exitcode": None, "limits": {}}
             if path == "/graphql":
                 request = json.loads(body)
-                return 200, {"data": self._query(request["query"], request.get("variables") or {})}
+                try:
+                    data = self._query(request["query"], request.get("variables") or {})
+                except (AssertionError, PermissionError) as error:
+                    return 200, {"errors": [{"message": str(error)}]}
+                return 200, {"data": data}
             if path == "/lines":
                 return 200, sum(len(run.lines) for run in self.runs.values())
             if path.startswith("/upload/"):

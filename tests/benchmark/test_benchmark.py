@@ -22,6 +22,8 @@ from yolof_d2.benchmark.run import run_benchmark
 from yolof_d2.config import build_cfg
 from yolof_d2.measure.model_cost import build_meta_model, count_multiply_adds
 
+pytestmark = pytest.mark.slow  # the record that most tests read
+
 CONFIGS = ["configs/quick/synthetic.yaml", "configs/quick/synthetic_retinanet.yaml"]
 PROJECTOR = ["MODEL.YOLOF.ENCODER.NAME", "ProjectorEncoder"]
 OPTIONS = Options(size=(64, 96), batch_size=(2, 1), objects=3, boxes=150, warmup=1, iterations=3)

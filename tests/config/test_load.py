@@ -9,6 +9,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone, build_model
 
+from tests.small import data_keys, write_data
 from yolof_d2.config import (
     add_yolof_config,
     build_cfg,
@@ -20,7 +21,6 @@ from yolof_d2.config import (
     set_num_classes,
 )
 from yolof_d2.data import build_mapper, resolve_datasets
-from yolof_d2.data.synthetic import write_synthetic_dataset
 from yolof_d2.engine import Trainer
 from yolof_d2.errors import ConfigError, UserError
 from yolof_d2.modeling import (
@@ -122,11 +122,9 @@ class Recorder(CfgNode):
 
 
 def test_every_key_we_add_is_read_by_something(tmp_path):
-    data = write_synthetic_dataset(tmp_path, num_train=2, num_val=2, image_size=(32, 32))
     overrides = [
         *("MODEL.DEVICE", "cpu", "SOLVER.IMS_PER_BATCH", "2", "DATALOADER.NUM_WORKERS", "0"),
-        *("DATASETS.TRAIN_JSON", data.train_json, "DATASETS.TRAIN_IMAGES", data.image_folder),
-        *("DATASETS.TEST_JSON", data.val_json, "DATASETS.TEST_IMAGES", data.image_folder),
+        *data_keys(write_data(tmp_path)),
         *("SOLVER.AMP.ENABLED", "True", "OUTPUT_DIR", str(tmp_path)),
         *("INPUT.MOSAIC.PROB", "1.0", "INPUT.COLOR_DISTORTION.PROB", "1.0"),
     ]

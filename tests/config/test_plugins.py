@@ -162,6 +162,7 @@ def cfg_overrides() -> list[str]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_plugin_outside_the_repository_trains_by_config_keys_alone(
     tmp_path, cfg_overrides, ranks

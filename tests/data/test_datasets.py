@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -7,10 +8,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 
-from yolof_d2.config import add_yolof_config
+from tests.small import default_cfg
 from yolof_d2.data import datasets, register_datasets, resolve_datasets
 from yolof_d2.data.synthetic import write_synthetic_dataset
 from yolof_d2.errors import ConfigError, DataError
@@ -34,11 +35,8 @@ def write_json(path: Path, categories: dict[int, str] | None = None) -> Path:
 
 
 def make_cfg(**paths: object) -> CfgNode:
-    cfg = get_cfg()
-    add_yolof_config(cfg)
-    for key, value in paths.items():
-        cfg.DATASETS[key] = str(value)
-    return cfg
+    pairs = [(f"DATASETS.{key}", str(value)) for key, value in paths.items()]
+    return default_cfg(*itertools.chain(*pairs))
 
 
 @pytest.fixture
@@ -174,7 +172,11 @@ def test_train_and_test_must_have_the_same_classes(folder, categories, told):
 
 def test_order_of_the_categories_does_not_matter(folder):
     write_json(folder / "test.json", dict(reversed(TWO_CLASSES.items())))
-    resolve_datasets(make_cfg(**BOTH))
+    cfg = make_cfg(**BOTH)
+    resolve_datasets(cfg)
+    for (name,) in (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST):
+        DatasetCatalog.get(name)
+        assert MetadataCatalog.get(name).thing_classes == ["cat", "dog"]
 
 
 def test_categories_are_in_the_order_of_their_ids(folder):

@@ -7,22 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 from detectron2.structures import BoxMode
 from PIL import Image
 
-from yolof_d2.config import add_yolof_config
+from tests.small import default_cfg
 from yolof_d2.data import build_mapper
 from yolof_d2.errors import DataError
 
 
 def make_cfg() -> CfgNode:
-    cfg = get_cfg()
-    add_yolof_config(cfg)
-    cfg.INPUT.MIN_SIZE_TRAIN = (60,)
-    cfg.INPUT.MIN_SIZE_TEST = 60
-    return cfg
+    return default_cfg("INPUT.MIN_SIZE_TRAIN", (60,), "INPUT.MIN_SIZE_TEST", 60)
 
 
 def sample(path: Path, *, boxes: list[list[float]], size: tuple[int, int]) -> dict[str, Any]:

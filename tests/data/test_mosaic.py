@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, DatasetFromList, build_detection_train_loader
 from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils.env import seed_all_rng
@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from yolof_d2.config import add_yolof_config
+from tests.small import default_cfg
 from yolof_d2.data import MosaicMapper, build_mapper, build_mosaic_mapper
 from yolof_d2.data.mosaic import TileMapper
 from yolof_d2.engine import Trainer
@@ -26,14 +26,8 @@ Record = dict[str, Any]
 
 
 def make_cfg(*overrides: object) -> CfgNode:
-    cfg = get_cfg()
-    add_yolof_config(cfg)
-    cfg.INPUT.MOSAIC.PROB = 1.0
-    cfg.INPUT.MOSAIC.SIZE = (64, 48)
-    cfg.INPUT.MIN_SIZE_TRAIN = (48,)
-    cfg.DATALOADER.NUM_WORKERS = 0
-    cfg.merge_from_list(list(overrides))
-    return cfg
+    own = ["INPUT.MOSAIC.PROB", 1.0, "INPUT.MOSAIC.SIZE", (64, 48), "INPUT.MIN_SIZE_TRAIN", (48,)]
+    return default_cfg(*own, "DATALOADER.NUM_WORKERS", 0, *overrides)
 
 
 def make_mosaic(

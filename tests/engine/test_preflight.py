@@ -105,3 +105,5 @@ def test_a_resumed_run_needs_no_weights_file(make_cfg, tmp_path):
     cfg = make_cfg("MODEL.WEIGHTS", "gone.pkl")
     preflight(cfg, Launch(resume=True))
     preflight(cfg, Launch(resume=True, eval_only=True))
+    with pytest.raises(ConfigError, match=r"gone\.pkl"):
+        preflight(cfg, Launch())

@@ -15,12 +15,13 @@ import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode
 
-from tests.experiments.tiny import make_tiny
-from yolof_d2.config import build_cfg
-from yolof_d2.data import resolve_datasets
+from tests.small import load, write_config
+from tests.waiting import CAP, join
 from yolof_d2.engine import Trainer
 from yolof_d2.engine.checkpoint import StrictDetectionCheckpointer
 from yolof_d2.measure.metrics_file import read_metrics
+
+pytestmark = pytest.mark.slow
 
 RANKS = 8
 ITERATIONS = 5
@@ -39,10 +40,7 @@ def make_cfg(folder: Path, output: str) -> CfgNode:
         "SOLVER.IMS_PER_BATCH": 2 * RANKS,
         "SOLVER.BASE_LR": 0.003,
     }
-    words = [str(word) for pair in overrides.items() for word in pair]
-    cfg = build_cfg(str(folder / "model.yaml"), words)
-    resolve_datasets(cfg)
-    return cfg
+    return load(folder / "model.yaml", *(word for pair in overrides.items() for word in pair))
 
 
 def evaluate(cfg: CfgNode, weights: Path) -> dict[str, Any]:
@@ -63,7 +61,7 @@ def rank(number: int, folder: Path) -> None:
         init_method=f"file://{folder}/store",
         rank=number,
         world_size=RANKS,
-        timeout=timedelta(seconds=60),
+        timeout=timedelta(seconds=CAP),
     )
     from detectron2.utils import comm
 
@@ -101,18 +99,14 @@ class Run:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Run:
-    folder = make_tiny(tmp_path_factory.mktemp("ranks")).folder
+    folder = tmp_path_factory.mktemp("ranks")
+    write_config(folder)
     context = multiprocessing.get_context("forkserver")  # imports once
-    context.set_forkserver_preload(["yolof_d2.engine", "tests.experiments.tiny"])
+    context.set_forkserver_preload(["yolof_d2.engine", "tests.small"])
     processes = [context.Process(target=rank, args=(i, folder)) for i in range(RANKS)]
     for process in processes:
         process.start()
-    for process in processes:
-        process.join(timeout=120)
-    ended = [process.exitcode for process in processes]
-    for process in processes:
-        process.kill()
-    assert ended == [0] * RANKS
+    join(processes)
     return Run(folder, [torch.load(folder / f"{i}.pth", weights_only=False) for i in range(RANKS)])
 
 

@@ -8,12 +8,12 @@ from datetime import timedelta
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from tests.waiting import CAP, spawn
 from yolof_d2.config import build_cfg
 from yolof_d2.data import resolve_datasets
 from yolof_d2.data.synthetic import write_synthetic_dataset
@@ -104,7 +104,14 @@ def test_the_scale_of_the_loss_survives_a_checkpoint():
 @pytest.mark.parametrize("first", PRECISIONS)
 @pytest.mark.parametrize("second", PRECISIONS)
 def test_a_run_can_be_resumed_with_another_precision(first, second):
-    trainer([], second).load_state_dict(trainer([], first).state_dict())
+    stopped, resumed = trainer([batch()], first), trainer([], second)
+    with EventStorage(41):
+        stopped.run_step()
+    resumed.load_state_dict(stopped.state_dict())
+    old, new = (each.optimizer.state_dict()["state"] for each in (stopped, resumed))
+    assert old.keys() == new.keys() == {0, 1}
+    assert all(torch.equal(old[i]["momentum_buffer"], new[i]["momentum_buffer"]) for i in old)
+    assert resumed.grad_scaler.is_enabled() == (second is torch.float16)
 
 
 def test_only_fp16_scales_the_loss():
@@ -231,7 +238,7 @@ def _rank(rank: int, store: str, results: str) -> None:
         init_method=f"file://{store}",
         rank=rank,
         world_size=2,
-        timeout=timedelta(seconds=30),
+        timeout=timedelta(seconds=CAP),
     )
     from detectron2.utils import comm
 
@@ -273,15 +280,7 @@ def _rank(rank: int, store: str, results: str) -> None:
 def two_ranks(tmp_path_factory) -> list[tuple[str, bool, list[float]]]:
     """What :func:`_rank` saves, of both ranks."""
     folder = tmp_path_factory.mktemp("ranks")
-    context = mp.spawn(_rank, (str(folder / "store"), str(folder)), nprocs=2, join=False)
-    try:
-        deadline = 60
-        while not context.join(timeout=5):
-            deadline -= 5
-            assert deadline > 0, "the ranks wait for each other"
-    finally:
-        for process in context.processes:
-            process.kill()
+    spawn(_rank, str(folder / "store"), str(folder))
     return [torch.load(folder / str(rank)) for rank in range(2)]
 
 

@@ -10,6 +10,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.utils.env import seed_all_rng
 
+from tests.small import read_lines
 from yolof_d2.engine import Trainer
 from yolof_d2.errors import NonFiniteLossError, TrainingStopped
 
@@ -41,7 +42,7 @@ def interrupt(trainer: Trainer, at: int) -> None:
 
 
 def metrics(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    return read_lines(folder / "metrics.json")
 
 
 # Stopping on request

@@ -9,15 +9,23 @@ from tests.experiments.slurm_cluster import SlurmCluster, missing_requirements
 from tests.experiments.tiny import Tiny, make_tiny
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     """Data, config and plug-in of sweeps that train in seconds."""
     return make_tiny(tmp_path_factory.mktemp("tiny"))
 
 
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Configs that some test had resolved, which takes a start of torch."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
-def runs(tmp_path: Path) -> Path:
+def runs(tmp_path: Path, cache: Path) -> Path:
     """The folder of all runs of one test."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "cache").symlink_to(cache)
     return tmp_path / "runs"
 
 

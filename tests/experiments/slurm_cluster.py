@@ -37,6 +37,8 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
+CAP = 900  # seconds, after which something hangs
+
 NODES = ("n1", "n2")
 PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 PROGRAMS = ["munged", "mariadbd", "mariadb-install-db", "slurmdbd", "slurmctld", "slurmd", "sbatch"]
@@ -56,7 +58,7 @@ SlurmdSpoolDir={run}/%n
 # A requeued job waits for cred_expire seconds (default 120) before it may start again. More than
 # MessageTimeout: so long slurmctld tries to tell a dead node to end the job, and a node that comes
 # back then would end the job's next run.
-AuthInfo=socket={run}/munge,cred_expire=6
+AuthInfo=socket={run}/munge,cred_expire=12
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
 AccountingStoragePort={slurmdbd_port}
@@ -72,8 +74,9 @@ SelectTypeParameters=CR_Core
 GresTypes=gpu
 JobRequeue=1
 ReturnToService=2
-MessageTimeout=5
-SlurmdTimeout=5
+# A busy machine may keep a node that lives from answering for some seconds.
+MessageTimeout=10
+SlurmdTimeout=15
 KillWait=10
 SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1,bf_resolution=1
@@ -162,10 +165,10 @@ def kill_processes(conf: Path, name: str | None = None) -> None:
         conf: the `slurm.conf` of the cluster.
         name: a daemon, or a node: its `slurmd` and all processes of its jobs. None: everything.
     """
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + CAP
     while pids := _processes(conf, name):
         if time.monotonic() > deadline:
-            raise RuntimeError(f"processes {pids} of {conf} are still there 10 s after SIGKILL")
+            raise RuntimeError(f"processes {pids} of {conf} are still there {CAP} s after SIGKILL")
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -251,7 +254,7 @@ class SlurmCluster:
 
         self._start_daemon(name, ["slurmd", "-D", "-N", name], registered)
 
-    def wait_idle(self, timeout: float = 60) -> None:
+    def wait_idle(self, timeout: float = CAP) -> None:
         """Wait until no job is left and both nodes are idle; RuntimeError after `timeout` s."""
 
         def idle() -> bool:
@@ -317,7 +320,7 @@ class SlurmCluster:
             )
         self._wait(ready, f"{name} to be ready", name)
 
-    def _wait(self, done: Callable[[], bool], what: str, name: str, timeout: float = 30) -> None:
+    def _wait(self, done: Callable[[], bool], what: str, name: str, timeout: float = CAP) -> None:
         deadline = time.monotonic() + timeout
         while not done():
             ended = {k: v.returncode for k, v in self._daemons.items() if v.poll() is not None}
@@ -334,7 +337,7 @@ class SlurmCluster:
         words = self._client("scontrol", "show", "node", name).stdout.split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
-    def _client(self, *command: str, timeout: float = 30) -> subprocess.CompletedProcess[str]:
+    def _client(self, *command: str, timeout: float = CAP) -> subprocess.CompletedProcess[str]:
         env = os.environ | self.env | {"PATH": PATH}
         done = subprocess.run(command, env=env, timeout=timeout, text=True, capture_output=True)
         if done.returncode != 0:

@@ -2,44 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import yaml
 
+from experiments.spec.resolve import ConfigAnswer, ConfigRequest
 from tests.experiments.records import read_json
-from yolof_d2.data.synthetic import write_synthetic_dataset
-
-ROOT = Path(__file__).parents[2]
-SIZE = 64  # pixels
-
-CONFIG = f"""
-_BASE_: {ROOT}/configs/quick/synthetic.yaml
-MODEL:
-  RESNETS: {{STEM_OUT_CHANNELS: 8, RES2_OUT_CHANNELS: 16, WIDTH_PER_GROUP: 4}}
-  ANCHOR_GENERATOR: {{SIZES: [[12, 24, 48]]}}
-  YOLOF:
-    ENCODER: {{DILATED: {{NUM_CHANNELS: 16, MID_CHANNELS: 8, DILATIONS: [1]}}}}
-    DECODER: {{IMPLICIT_OBJECTNESS: {{NUM_CLS_CONVS: 1, NUM_REG_CONVS: 1}}}}
-DATASETS:
-  TRAIN_JSON: "@/annotations/instances_train.json"
-  TRAIN_IMAGES: "@/images"
-  TEST_JSON: "@/annotations/instances_val.json"
-  TEST_IMAGES: "@/images"
-DATALOADER: {{NUM_WORKERS: 0}}
-SOLVER: {{WARMUP_ITERS: 2, CHECKPOINT_PERIOD: 100000}}
-INPUT: {{MIN_SIZE_TRAIN: [{SIZE}], MIN_SIZE_TEST: {SIZE}, RANDOM_SHIFT: {{PROB: 0.0}}}}
-"""
+from tests.small import ROOT, write_config
+from tests.waiting import CAP
 
 PLUGIN = '''
 """Trains as usual, but slowly, and badly where it is told to."""
 
+import json
 import os
 import time
 from pathlib import Path
@@ -123,12 +104,17 @@ class Tiny:
 
 def make_tiny(folder: Path) -> Tiny:
     """Write data, config and plug-in."""
-    write_synthetic_dataset(
-        folder / "data", num_train=64, num_val=16, image_size=(SIZE, SIZE), seed=0
-    )
-    (folder / "model.yaml").write_text(CONFIG.replace("@", str(folder / "data")))
+    write_config(folder)
     (folder / "trouble.py").write_text(PLUGIN)
     return Tiny(folder)
+
+
+def resolve_here(requests: list[ConfigRequest]) -> list[ConfigAnswer]:
+    """What the resolver answers, in this process, which has torch already."""
+    from experiments.spec.build_configs import resolve
+
+    answers = [json.dumps(resolve(request).model_dump()) for request in requests]
+    return [ConfigAnswer.model_validate_json(answer) for answer in answers]
 
 
 def command(runs: Path, *words: object) -> list[str]:
@@ -136,7 +122,7 @@ def command(runs: Path, *words: object) -> list[str]:
     return [sys.executable, "-m", "experiments", "--runs", str(runs), *map(str, words)]
 
 
-def experiments(runs: Path, *words: object, status: int | None = 0, timeout: float = 300) -> str:
+def experiments(runs: Path, *words: object, status: int | None = 0) -> str:
     """Run ``python -m experiments`` as a user does; returns what it prints."""
     done = subprocess.run(
         command(runs, *words),
@@ -145,7 +131,7 @@ def experiments(runs: Path, *words: object, status: int | None = 0, timeout: flo
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=timeout,
+        timeout=CAP,
     )
     assert status is None or done.returncode == status, done.stdout[-3000:]
     return done.stdout
@@ -161,14 +147,6 @@ def state(folder: Path) -> dict:
     """``state.json`` of a run, empty where there is none."""
     path = folder / "state.json"
     return read_json(path) if path.exists() else {}
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 90) -> None:
-    """Wait for something that has to happen."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.2)
 
 
 def start(runs: Path, *words: object) -> subprocess.Popen:

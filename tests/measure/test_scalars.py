@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import math
 import time
 
@@ -14,9 +13,8 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from tests.experiments.tiny import Tiny, make_tiny
+from tests.small import load, read_lines, write_config
 from yolof_d2.config import build_cfg
-from yolof_d2.data import resolve_datasets
 from yolof_d2.engine import Trainer
 from yolof_d2.measure import scalars
 from yolof_d2.measure.scalars import (
@@ -32,23 +30,21 @@ from yolof_d2.modeling.matcher.statistics import COUNTS
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Tiny:
-    return make_tiny(tmp_path_factory.mktemp("tiny"))
+def small(tmp_path_factory) -> str:
+    return write_config(tmp_path_factory.mktemp("small"))
 
 
 @pytest.fixture
-def make_cfg(tiny, tmp_path):
+def make_cfg(small, tmp_path):
     def make(*overrides: object, config: str = "") -> CfgNode:
         words = ["OUTPUT_DIR", tmp_path, "TEST.EVAL_PERIOD", 0, "MODEL.DEVICE", "cpu", *overrides]
-        cfg = build_cfg(config or str(tiny.folder / "model.yaml"), list(map(str, words)))
-        resolve_datasets(cfg)
-        return cfg
+        return load(config or small, *words)
 
     return make
 
 
 def metrics(folder) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    return read_lines(folder / "metrics.json")
 
 
 def test_a_run_writes_every_measurement_of_the_table(make_cfg, tmp_path):
@@ -219,7 +215,7 @@ def test_yolofs_matches_are_those_that_its_loss_got(make_cfg, batch):
 @pytest.mark.parametrize(
     "config", ["quick/synthetic_retinanet.yaml", "baselines/fcos_R_50_FPN_1x.yaml"]
 )
-def test_positives_of_other_detectors_are_counted_by_object_size(tiny, batch, config):
+def test_positives_of_other_detectors_are_counted_by_object_size(batch, config):
     narrow = ["MODEL.RESNETS.RES2_OUT_CHANNELS", "16", "MODEL.RESNETS.WIDTH_PER_GROUP", "4"]
     cfg = build_cfg(f"configs/{config}", ["MODEL.DEVICE", "cpu", *narrow])
     model = Trainer.build_model(cfg).train()
@@ -254,19 +250,25 @@ def test_positives_of_other_detectors_are_counted_by_object_size(tiny, batch, co
 
 
 class SlowModel(nn.Module):
+    """Takes its time, and the first batches take more, on a clock of its own."""
+
+    calls, now = 0, 0.0
+
     def forward(self, inputs):
-        self.calls = getattr(self, "calls", 0) + 1
-        time.sleep(0.2 if self.calls <= 5 else 0.02)  # the first batches are slow
+        self.calls += 1
+        self.now += 0.2 if self.calls <= 5 else 0.02
 
 
-def test_an_evaluation_is_timed_as_a_whole_and_its_model_without_the_first_batches():
+def test_an_evaluation_is_timed_as_a_whole_and_its_model_without_the_first_batches(monkeypatch):
     model = SlowModel()
+    monkeypatch.setattr(time, "perf_counter", lambda: model.now)
     with measure_evaluation(model) as measured:
-        time.sleep(0.3)  # loading, scoring
+        model.now += 0.3  # loading, scoring
         for _ in range(10):
             model([{}, {}])
-    assert 1.4 < measured["seconds"] < 3
-    assert 40 < measured["images_per_second"] <= 100
+    monkeypatch.undo()
+    assert measured["seconds"] == pytest.approx(0.3 + 5 * 0.2 + 5 * 0.02)
+    assert measured["images_per_second"] == pytest.approx(2 * 5 / (5 * 0.02))
     assert measured["memory_process_mib"] > 50
     assert not model._forward_hooks and not model._forward_pre_hooks
 

@@ -1,17 +1,15 @@
 from __future__ import annotations
 
 import pytest
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 
-from yolof_d2 import add_yolof_config
+from tests.small import default_cfg
 
 
 @pytest.fixture
 def cfg() -> CfgNode:
     """YOLOF of three classes on a ResNet-50 with a sixteenth of its width or less."""
-    cfg = get_cfg()
-    add_yolof_config(cfg)
-    cfg.MODEL.DEVICE = "cpu"
+    cfg = default_cfg()
     cfg.MODEL.META_ARCHITECTURE = "YOLOF"
     cfg.MODEL.BACKBONE.NAME = "build_resnet_backbone"
     cfg.MODEL.RESNETS.OUT_FEATURES = ["res5"]

@@ -14,14 +14,16 @@ from typing import Any
 import pytest
 from wandb.errors import term
 
-from tests.tracking.training import make_cfg, timeline, train, train_and_die, wait_until
+from tests.tracking.training import make_cfg, timeline, train, train_and_die
 from tests.tracking.wandb_files import read_run
+from tests.waiting import wait_until
 from tests.wandb_server import WandbServer
 from yolof_d2.measure.metrics_file import read_metrics, summarise
 from yolof_d2.tracking import writer
 from yolof_d2.tracking.__main__ import main
 
 ROOT = Path(__file__).parents[2]
+MUCH = 50.0  # seconds: less than what hangs would take, more than a busy machine
 
 
 def figures_of(rows: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
@@ -229,7 +231,7 @@ def test_server_that_fails_costs_a_line_and_a_push_makes_it_good(
             server.behaviour = trouble
 
     seconds = time_close(lambda after: train(make_cfg(folder), after=after), after)
-    assert seconds < 5
+    assert seconds < MUCH
     assert list(timeline(folder)) == [19, 39, 49, 59, 79, 99, 100]
     (line,) = warnings_in(caplog)
     assert "training goes on" in line
@@ -244,15 +246,19 @@ def test_server_that_fails_costs_a_line_and_a_push_makes_it_good(
 
 @pytest.mark.usefixtures("hasty")
 def test_run_that_stops_early_hardly_waits_for_the_server(
-    folder: Path, server: WandbServer, caplog: pytest.LogCaptureFixture
+    folder: Path,
+    server: WandbServer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def after(done: int) -> None:
         if done == 30:
             wait_until(lambda: len(server.runs) == 1)
             server.behaviour = "hang"
 
+    monkeypatch.setattr(writer, "_INIT_SECONDS", 2 * MUCH)  # how long a finished run may wait
     seconds = time_close(lambda after: train(make_cfg(folder), 0, 70, after=after), after)
-    assert seconds < 1.5
+    assert seconds < MUCH
     assert len(warnings_in(caplog)) == 1
 
 
@@ -295,7 +301,7 @@ def test_client_that_dies_or_hangs_costs_a_line(
             os.kill(pid, getattr(signal, f"SIG{name}"))
 
     seconds = time_close(lambda after: train(make_cfg(folder), after=after), after)
-    assert seconds < 5
+    assert seconds < MUCH
     assert list(timeline(folder)) == [19, 39, 49, 59, 79, 99, 100]
     (line,) = warnings_in(caplog)
     assert "training goes on" in line

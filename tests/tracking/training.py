@@ -7,15 +7,14 @@ import math
 import os
 import random
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.utils.events import EventStorage
 from PIL import Image
 
-from yolof_d2 import add_yolof_config
+from tests.small import default_cfg
 from yolof_d2.measure.metrics_writer import MetricsWriter
 from yolof_d2.tracking import WandbWriter
 
@@ -25,8 +24,7 @@ PERIOD = 20  # of writing
 def make_cfg(folder: Path, iterations: int = 100) -> CfgNode:
     """A config that logs to W&B."""
     folder.mkdir(parents=True, exist_ok=True)
-    cfg = get_cfg()
-    add_yolof_config(cfg)
+    cfg = default_cfg()
     cfg.OUTPUT_DIR = str(folder)
     cfg.SOLVER.MAX_ITER = iterations
     cfg.WANDB.ENABLED = True
@@ -98,14 +96,6 @@ def train_and_die(
         os._exit(1)  # it did not die
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status)
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    """Wait for something that has to happen."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.05)
 
 
 def timeline(folder: Path) -> dict[int, dict[str, float]]:

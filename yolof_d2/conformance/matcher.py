@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from detectron2.config import CfgNode
@@ -32,9 +32,9 @@ class MatcherSubject:
         """Match by a new matcher."""
         return call(self.build(scene), scene)
 
-    def matches(self) -> Iterator[tuple[Scene, MatchResult]]:
-        """Match every scene."""
-        for scene in scenes.all_scenes(self.cfg):
+    def matches(self, of: Iterable[Scene] | None = None) -> Iterator[tuple[Scene, MatchResult]]:
+        """Match some scenes; by default every one with finite predictions."""
+        for scene in scenes.all_scenes(self.cfg) if of is None else of:
             with raising_means(f"with {scene.title} it failed"):
                 match = self.match(scene)
             yield scene, match
@@ -76,17 +76,7 @@ def result_has_the_documented_types_and_shapes(subject: MatcherSubject) -> None:
 def labels_and_indices_are_in_range(subject: MatcherSubject) -> None:
     """Labels in [-1, K], anchors in [0, R), ground truth in [0, M), also of pairs masked out."""
     for scene, match in subject.matches():
-        for name, lowest, highest in (
-            ("labels", IGNORED, scene.num_classes),
-            ("pair_anchor_idx", 0, len(scene.anchors) - 1),
-            ("pair_gt_idx", 0, scene.truth.valid.shape[1] - 1),
-        ):
-            value = getattr(match, name)
-            wrong = value[(value < lowest) | (value > highest)].unique().tolist()
-            expect(
-                not wrong,
-                f"{name} holds {wrong[:5]} with {scene.title}; wanted {lowest} to {highest}",
-            )
+        _expect_in_range(scene, match)
 
 
 def objects_get_anchors(subject: MatcherSubject) -> None:
@@ -174,20 +164,24 @@ def padding_changes_nothing(subject: MatcherSubject) -> None:
     """More padding of the ground truth leaves labels and counting pairs as they are."""
     for scene, match in subject.matches():
         padded = subject.match(scene.padded(5))
-        for n in range(len(scene.boxes)):
-            _expect_same_match(
-                padded, n, match, n, f"image {n} with more padding, and with less ({scene.title}),"
-            )
+        _expect_same_matches(padded, match, f"with more padding, and with less ({scene.title}),")
 
 
 def matching_is_deterministic(subject: MatcherSubject) -> None:
-    """Two matchers built alike match alike."""
+    """Two matchers built alike match alike, also with PyTorch's deterministic algorithms."""
     for scene, match in subject.matches():
-        again = subject.match(scene)
-        for n in range(len(scene.boxes)):
-            _expect_same_match(
-                again, n, match, n, f"image {n} in two runs on the same input ({scene.title})"
-            )
+        _expect_same_matches(
+            subject.match(scene), match, f"in two runs on the same input ({scene.title})"
+        )
+        was = torch.are_deterministic_algorithms_enabled()
+        torch.use_deterministic_algorithms(True)
+        try:
+            deterministic = subject.match(scene)
+        finally:
+            torch.use_deterministic_algorithms(was)
+        _expect_same_matches(
+            deterministic, match, f"with deterministic algorithms and without ({scene.title})"
+        )
 
 
 def matching_is_the_same_under_autocast(subject: MatcherSubject) -> None:
@@ -195,14 +189,9 @@ def matching_is_the_same_under_autocast(subject: MatcherSubject) -> None:
     for scene, match in subject.matches():
         with torch.autocast("cpu", dtype=torch.bfloat16):
             under_autocast = subject.match(scene)
-        for n in range(len(scene.boxes)):
-            _expect_same_match(
-                under_autocast,
-                n,
-                match,
-                n,
-                f"image {n} under autocast, and without it ({scene.title}),",
-            )
+        _expect_same_matches(
+            under_autocast, match, f"under autocast, and without it ({scene.title}),"
+        )
 
 
 def builds_no_graph(subject: MatcherSubject) -> None:
@@ -243,14 +232,8 @@ def inputs_are_left_alone(subject: MatcherSubject) -> None:
 
 def survives_predictions_that_are_not_finite(subject: MatcherSubject) -> None:
     """So that training stops with the message of the loss. Can be waived."""
-    scene = scenes.non_finite_predictions(subject.cfg)
-    with raising_means(f"with {scene.title} it failed"):
-        match = subject.match(scene)
-    idx = match.pair_anchor_idx
-    expect(
-        bool(((idx >= 0) & (idx < len(scene.anchors))).all()),
-        f"pair_anchor_idx holds values outside [0, {len(scene.anchors)}) with {scene.title}",
-    )
+    for scene, match in subject.matches(scenes.non_finite_predictions(subject.cfg)):
+        _expect_in_range(scene, match)
 
 
 def never_waits_for_the_device(subject: MatcherSubject) -> None:
@@ -263,6 +246,25 @@ def never_waits_for_the_device(subject: MatcherSubject) -> None:
         match = call(matcher, scene.to("meta"))
     for name, value in vars(match).items():
         expect(value.is_meta, f"{name} is on {value.device}; wanted the device of the inputs")
+
+
+def _expect_in_range(scene: Scene, match: MatchResult) -> None:
+    for name, lowest, highest in (
+        ("labels", IGNORED, scene.num_classes),
+        ("pair_anchor_idx", 0, len(scene.anchors) - 1),
+        ("pair_gt_idx", 0, scene.truth.valid.shape[1] - 1),
+    ):
+        value = getattr(match, name)
+        wrong = value[(value < lowest) | (value > highest)].unique().tolist()
+        expect(
+            not wrong,
+            f"{name} holds {wrong[:5]} with {scene.title}; wanted {lowest} to {highest}",
+        )
+
+
+def _expect_same_matches(a: MatchResult, b: MatchResult, when: str) -> None:
+    for n in range(len(b.labels)):
+        _expect_same_match(a, n, b, n, f"image {n} {when}")
 
 
 def _expect_same_match(a: MatchResult, i: int, b: MatchResult, j: int, who: str) -> None:

@@ -6,8 +6,9 @@ The first scene is an ordinary batch; each other has one thing in which parts ha
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -115,13 +116,17 @@ def extreme_predictions(cfg: CfgNode) -> Scene:
     return dataclasses.replace(scene, logits=scene.logits * 100)
 
 
-def non_finite_predictions(cfg: CfgNode) -> Scene:
-    """What a diverging network predicts."""
-    scene = _scene("predictions that are infinite or NaN", cfg, (6, 8), (3, 1))
-    for value in (scene.boxes, scene.logits):
-        value[:, 0::3] = float("nan")
-        value[:, 1::3] = float("inf")
-    return scene
+def non_finite_predictions(cfg: CfgNode) -> Iterator[Scene]:
+    """What a diverging network predicts, in half of its predictions or in all."""
+    for number, names, step in itertools.product(
+        ("nan", "inf", "-inf", "1e30"), (("boxes",), ("logits",), ("boxes", "logits")), (2, 1)
+    ):
+        share = "half of the" if step == 2 else "all"
+        title = f"{share} {' and '.join(names)} that are {number}"
+        scene = _scene(title, cfg, (6, 8), (3, 1))
+        for name in names:
+            getattr(scene, name)[:, ::step] = float(number)
+        yield scene
 
 
 def all_scenes(cfg: CfgNode) -> list[Scene]:
@@ -131,6 +136,8 @@ def all_scenes(cfg: CfgNode) -> list[Scene]:
     single.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS = [[1.0]]
     equal = _scene("300 equal objects", cfg, (6, 8), (300,))
     equal.truth.boxes[:] = equal.truth.boxes[0, 0].clone()
+    equal.boxes[:] = equal.boxes[0, 0].clone()
+    equal.logits.zero_()
     small = _scene("objects of one pixel", cfg, (6, 8), (3, 1))
     small.truth.boxes[..., 2:] = small.truth.boxes[..., :2] + small.truth.valid[..., None]
     return [

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 from fvcore.transforms.transform import TransformList
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yolof_d2.config import add_yolof_config
+from tests.small import default_cfg
 from yolof_d2.data import ColorDistortion, FixedSizeResize, build_augmentation
 from yolof_d2.errors import ConfigError
 
@@ -29,13 +29,6 @@ EVERYTHING = (
 )
 
 
-def make_cfg(*overrides: object) -> CfgNode:
-    cfg = get_cfg()
-    add_yolof_config(cfg)
-    cfg.merge_from_list(list(overrides))
-    return cfg
-
-
 def names(augmentations: Sequence[T.Augmentation]) -> list[str]:
     return [type(augmentation).__name__ for augmentation in augmentations]
 
@@ -49,25 +42,25 @@ def apply(cfg: CfgNode, image: np.ndarray, seed: int) -> tuple[np.ndarray, Trans
 
 @pytest.mark.parametrize("is_train", [True, False])
 def test_with_everything_off_it_is_detectron2s_list(is_train):
-    ours = build_augmentation(make_cfg(), is_train)
-    theirs = detection_utils.build_augmentation(make_cfg(), is_train)
+    ours = build_augmentation(default_cfg(), is_train)
+    theirs = detection_utils.build_augmentation(default_cfg(), is_train)
     assert [vars(a) for a in ours] == [vars(a) for a in theirs]
     assert names(ours) == names(theirs)
 
 
 def test_with_everything_off_the_same_random_numbers_are_drawn():
     image = np.random.default_rng(0).integers(0, 256, (30, 40, 3)).astype(np.uint8)
-    result, _ = apply(make_cfg(), image, seed=4)
+    result, _ = apply(default_cfg(), image, seed=4)
     following = np.random.random()
     np.random.seed(4)
     expected = T.AugInput(image)
-    T.AugmentationList(detection_utils.build_augmentation(make_cfg(), True))(expected)
+    T.AugmentationList(detection_utils.build_augmentation(default_cfg(), True))(expected)
     np.testing.assert_array_equal(result, expected.image)
     assert following == np.random.random()
 
 
 def test_order_in_training():
-    augmentations = build_augmentation(make_cfg(*EVERYTHING), True)
+    augmentations = build_augmentation(default_cfg(*EVERYTHING), True)
     assert names(augmentations) == [
         "RandomCrop",
         "ClipBoxes",
@@ -86,10 +79,10 @@ def test_order_in_training():
 
 
 def test_tests_get_the_resize_alone():
-    (resize,) = build_augmentation(make_cfg(*EVERYTHING), False)
+    (resize,) = build_augmentation(default_cfg(*EVERYTHING), False)
     assert isinstance(resize, FixedSizeResize)
     assert (resize.size, resize.scale_jitter) == ((32, 48), (1, 1))
-    (resize,) = build_augmentation(make_cfg(*EVERYTHING, "INPUT.FIXED_SIZE.TEST", ()), False)
+    (resize,) = build_augmentation(default_cfg(*EVERYTHING, "INPUT.FIXED_SIZE.TEST", ()), False)
     assert isinstance(resize, T.ResizeShortestEdge)
 
 
@@ -115,12 +108,12 @@ def test_tests_get_the_resize_alone():
     ],
 )
 def test_each_works_without_the_others(overrides, expected):
-    assert names(build_augmentation(make_cfg(*overrides), True)) == expected
+    assert names(build_augmentation(default_cfg(*overrides), True)) == expected
 
 
 @pytest.mark.parametrize("image_format", ["RGB", "BGR"])
 def test_colours_are_read_in_the_order_of_the_config(image_format):
-    cfg = make_cfg("INPUT.COLOR_DISTORTION.PROB", 1.0, "INPUT.FORMAT", image_format)
+    cfg = default_cfg("INPUT.COLOR_DISTORTION.PROB", 1.0, "INPUT.FORMAT", image_format)
     (color,) = (a for a in build_augmentation(cfg, True) if isinstance(a, ColorDistortion))
     assert color.get_transform(np.zeros((1, 1, 3), np.uint8)).image_format == image_format
 
@@ -139,11 +132,11 @@ def test_colours_are_read_in_the_order_of_the_config(image_format):
 )
 def test_impossible_values_name_their_key(key, value):
     with pytest.raises(ConfigError, match=key):
-        build_augmentation(make_cfg(*EVERYTHING, key, value), is_train=not key.endswith("TEST"))
+        build_augmentation(default_cfg(*EVERYTHING, key, value), is_train=not key.endswith("TEST"))
 
 
 def test_a_scale_jitter_without_a_size_is_not_ignored_in_silence():
-    cfg = make_cfg("INPUT.FIXED_SIZE.SCALE_JITTER", (0.8, 1.2))
+    cfg = default_cfg("INPUT.FIXED_SIZE.SCALE_JITTER", (0.8, 1.2))
     with pytest.raises(ConfigError, match=r"SCALE_JITTER is \(0\.8, 1\.2\), but .*TRAIN.*empty"):
         build_augmentation(cfg, True)
 
@@ -151,7 +144,7 @@ def test_a_scale_jitter_without_a_size_is_not_ignored_in_silence():
 @pytest.mark.parametrize("size", [(1, 1), (1, 3), (2, 1), (3, 400), (700, 900)])
 def test_the_same_seed_gives_the_same_image_and_a_drawn_list_can_be_repeated(size):
     image = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
-    cfg = make_cfg(*EVERYTHING)
+    cfg = default_cfg(*EVERYTHING)
     different = set()
     for seed in range(6):
         result, transforms = apply(cfg, image, seed)
@@ -182,7 +175,7 @@ def test_a_painted_box_is_found_where_the_transformed_box_says(data, overrides, 
     y1 = data.draw(st.integers(y0 + 1, height))
     image = np.zeros((height, width, 3), np.uint8)
     image[y0:y1, x0:x1] = (150, 60, 10)  # no exposure makes it exceed 255
-    result, transforms = apply(make_cfg(*overrides), image, seed)
+    result, transforms = apply(default_cfg(*overrides), image, seed)
     box = transforms.apply_box(np.array([[x0, y0, x1, y1]], dtype=float))[0]
     clipped = np.clip(box, 0, result.shape[1::-1] * 2)
     brightness = result.max(axis=2)

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.experiments.slurm_cluster import SlurmCluster
+from tests.waiting import CAP, wait_until
 
 pytestmark = pytest.mark.slurm
 
@@ -21,7 +21,7 @@ def cluster(slurm: SlurmCluster) -> Iterator[SlurmCluster]:
 
 def run(*command: str, **options) -> str:
     return subprocess.run(
-        command, check=True, stdout=subprocess.PIPE, text=True, timeout=30, **options
+        command, check=True, stdout=subprocess.PIPE, text=True, timeout=CAP, **options
     ).stdout.strip()
 
 
@@ -30,10 +30,7 @@ def submit(script: str, folder: Path, *options: str) -> str:
 
 
 def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, run("squeue", "--states=all")
-        time.sleep(0.2)
+    wait_until(condition, say=lambda: run("squeue", "--states=all"))
 
 
 def state(job: str) -> str:
@@ -66,7 +63,7 @@ def test_16_ranks_with_8_gpus_a_node(cluster: SlurmCluster, tmp_path: Path):
 
 
 def test_the_job_of_a_dead_node_runs_again_elsewhere(cluster: SlurmCluster, tmp_path: Path):
-    first_run = "srun sh -c 'echo $$ > pid; sleep 600'"
+    first_run = "srun sh -c 'echo $$ > pid; sleep 3600'"
     script = f'echo $SLURM_JOB_NODELIST >> nodes; test -n "$SLURM_RESTART_COUNT" || {first_run}'
     job = submit(script, tmp_path)
     wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
@@ -88,7 +85,7 @@ def test_the_job_of_a_dead_node_runs_again_elsewhere(cluster: SlurmCluster, tmp_
 def test_main_preempts_preemptable(cluster: SlurmCluster, tmp_path: Path):
     run("scontrol", "update", "PartitionName=preemptable", "GraceTime=1")
     size = ["--nodes=2", "--ntasks-per-node=8"]
-    script = 'test -n "$SLURM_RESTART_COUNT" || sleep 600'
+    script = 'test -n "$SLURM_RESTART_COUNT" || sleep 3600'
     low = submit(script, tmp_path, *size, "--partition=preemptable")
     wait_for(lambda: state(low) == "RUNNING")
 

@@ -8,13 +8,12 @@ import re
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from experiments.jobs.backends.slurm_commands import PHASES, find_jobs
+from experiments.jobs.backends.slurm_commands import STATES, find_jobs
 from tests.experiments.records import read_json
 from tests.experiments.slurm_cluster import SlurmCluster
 from tests.experiments.tiny import (
@@ -24,8 +23,8 @@ from tests.experiments.tiny import (
     run_folders,
     start,
     state,
-    wait_until,
 )
+from tests.waiting import CAP, wait_until
 
 pytestmark = pytest.mark.slurm
 
@@ -48,11 +47,11 @@ def site(tiny: Tiny) -> Callable[..., str]:
 
 @pytest.fixture(scope="module", autouse=True)
 def limited(slurm: SlurmCluster, tiny: Tiny, site, tmp_path_factory) -> Path:
-    """A run that needs more than its minute; started first, since it takes several."""
+    """A run that needs more than its two minutes; started first, since it takes several."""
     runs = tmp_path_factory.mktemp("limited") / "runs"
-    overrides = {"SOLVER.MAX_ITER": 300, "SOLVER.STEPS": [250], **tiny.trouble(SECONDS=0.3)}
+    overrides = {"SOLVER.MAX_ITER": 300, "SOLVER.STEPS": [250], **tiny.trouble(SECONDS=0.5)}
     sweep = tiny.sweep("limited", overrides=overrides)
-    cluster = site(time_limit_minutes=1, notice_seconds=10, gpus_per_node=0)
+    cluster = site(time_limit_minutes=2, notice_seconds=20, gpus_per_node=0)
     said = experiments(runs, "submit", sweep, "--cluster", cluster)
     assert "up to 10 time-outs are requeued" in said.lower()
     return runs
@@ -69,7 +68,7 @@ def submissions(runs: Path) -> list[dict]:
     return [read_json(path) for path in sorted((runs / "submissions").glob("*/submission.json"))]
 
 
-def finished(runs: Path, sweep: str = "tiny", seconds: float = 200) -> dict[str, Path]:
+def finished(runs: Path, sweep: str = "tiny") -> dict[str, Path]:
     """Wait for all runs of a sweep; their folders."""
     folders = run_folders(runs, sweep)
 
@@ -78,10 +77,7 @@ def finished(runs: Path, sweep: str = "tiny", seconds: float = 200) -> dict[str,
         assert not re.search(r"\d (failed|lost|timed out|unreadable|node failed)", table), table
         return f": {len(folders)} finished" in table
 
-    deadline = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < deadline, experiments(runs, "status", sweep)
-        time.sleep(1)
+    wait_until(done, say=lambda: experiments(runs, "status", sweep))
     return folders
 
 
@@ -92,13 +88,12 @@ def wait_for_iteration(runs: Path, number: int = 1) -> Path:
     return folder
 
 
-@pytest.fixture
-def slow_sbatch(slurm: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An sbatch that takes its time, so that what comes while it works is sure to come then."""
-    script = f'#!/bin/sh\nsleep 2\nexec {shutil.which("sbatch")} "$@"\n'
-    (tmp_path / "sbatch").write_text(script)
-    (tmp_path / "sbatch").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+def wrap_sbatch(folder: Path, monkeypatch: pytest.MonkeyPatch, first: str) -> None:
+    """Let ``sbatch`` run a shell command first, to decide what comes while it works."""
+    script = f'#!/bin/sh\n{first}\nexec {shutil.which("sbatch")} "$@"\n'
+    (folder / "sbatch").write_text(script)
+    (folder / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
 
 
 def test_every_state_of_this_slurm_is_known():
@@ -106,15 +101,16 @@ def test_every_state_of_this_slurm_is_known():
     listed = answer.rpartition("include:")[2] or answer.rpartition(":")[2]
     states = set(re.findall(r"[A-Z_]{4,}", listed))
     assert len(states) > 15, answer
-    assert states <= set(PHASES)
+    assert states <= set(STATES)
 
 
-def test_six_runs_of_four_ranks_by_two_submits_at_once(tiny, runs, site, slow_sbatch):
+def test_six_runs_of_four_ranks_by_two_submits_at_once(tiny, runs, site, tmp_path, monkeypatch):
+    wrap_sbatch(tmp_path, monkeypatch, "sleep 2")
     sweep, cluster = tiny.sweep(ranks=4, seeds=[0, 1, 2, 3, 4, 5]), site()
     both = [start(runs, "submit", sweep, "--cluster", cluster) for _ in range(2)]
-    said = [submit.communicate(timeout=60)[0] for submit in both]
+    said = [submit.communicate(timeout=CAP)[0] for submit in both]
     assert sorted(text.splitlines()[-1][:4] for text in said) == ["0 of", "6 of"], said
-    folders = finished(runs, seconds=300)
+    folders = finished(runs)
     for folder in folders.values():
         (attempt,) = state(folder)["attempts"]
         assert (attempt["first"], attempt["last"]) == (0, 6)
@@ -122,7 +118,7 @@ def test_six_runs_of_four_ranks_by_two_submits_at_once(tiny, runs, site, slow_sb
     (record,) = submissions(runs)  # one array, and each run once in it
     assert len(set(record["runs"])) == 6
     expected = {f"{record['job_id']}_{task}": "COMPLETED" for task in range(6)}
-    wait_until(lambda: sacct(record["job_id"]) == expected, seconds=30)
+    wait_until(lambda: sacct(record["job_id"]) == expected)
     assert "0 of 6 runs submitted; now 6 finished" in experiments(
         runs, "submit", sweep, "--cluster", cluster
     )
@@ -146,11 +142,14 @@ def test_a_real_preemption_saves_requeues_and_goes_on(tiny, runs, site):
     experiments(runs, "submit", sweep, "--cluster", site(partition="preemptable"))
     folder = wait_for_iteration(runs)
     words = ["sbatch", "-p", "main", "-N2", "--gpus-per-node=8", "-o", "/dev/null", "--wrap"]
-    subprocess.run([*words, "sleep 3"], check=True, stdout=subprocess.PIPE)
+    seen = runs / "seen"
+    waits = f"while [ ! -e {seen} ]; do sleep 0.1; done"
+    subprocess.run([*words, waits], check=True, stdout=subprocess.PIPE)
     wait_until(lambda: state(folder)["state"] == "stopped")
     stopped = checkpoint_iteration(folder) + 1
     assert 0 < stopped < 80
     wait_until(lambda: "1 queued" in experiments(runs, "status", "tiny"))
+    seen.touch()
     assert finished(runs) == {"a": folder}
     first, second = state(folder)["attempts"]
     assert (first["last"], second["first"], second["last"]) == (stopped, stopped, 80)
@@ -207,16 +206,19 @@ def held(runs: Path) -> dict[str, str]:
 
 
 def test_a_submit_killed_between_two_runs_is_repeated_without_loss_or_double(
-    tiny, runs, site, slow_sbatch
+    tiny, runs, site, tmp_path, monkeypatch
 ):
+    # The second sbatch waits until the submit has been killed, and then comes to its end.
+    gate = "mkdir first 2>/dev/null || { touch waits; while [ ! -e go ]; do sleep 0.1; done; }"
+    wrap_sbatch(tmp_path, monkeypatch, f"cd {tmp_path} && {gate}; cd - >/dev/null")
     sweep = tiny.sweep(seeds=[0, 1, 2, 3])
     cluster = site(max_array_size=1, options={"hold": True})  # four calls of sbatch
     submit = start(runs, "submit", sweep, "--cluster", cluster)
-    wait_until(lambda: sum(bool(each["job_id"]) for each in _readable(runs)) >= 1)
+    wait_until((tmp_path / "waits").exists, submit)
     os.kill(submit.pid, signal.SIGKILL)
+    (tmp_path / "go").touch()
     submit.communicate()
-    time.sleep(2.5)  # the sbatch that was under way comes to its end
-    assert 1 <= len(held(runs)) < 4
+    wait_until(lambda: len(held(runs)) == 2)
     # As if it had died between sbatch and its note.
     record = next(each for each in submissions(runs) if each["job_id"])
     path = runs / "submissions" / record["token"] / "submission.json"
@@ -228,10 +230,6 @@ def test_a_submit_killed_between_two_runs_is_repeated_without_loss_or_double(
     assert {folder.name for folder in run_folders(runs).values()} == set(held(runs))
     experiments(runs, "cancel", "tiny", "--all")
     wait_until(lambda: "4 cancelled" in experiments(runs, "status", "tiny"))
-
-
-def _readable(runs: Path) -> list[dict]:
-    return submissions(runs) if (runs / "submissions").is_dir() else []
 
 
 def test_a_partition_that_does_not_exist_is_one_clear_line(tiny, runs, site):
@@ -248,7 +246,7 @@ def test_a_partition_that_does_not_exist_is_one_clear_line(tiny, runs, site):
 
 
 def test_a_run_longer_than_its_time_limit_goes_on_until_it_is_done(limited):
-    (folder,) = finished(limited, "limited", seconds=300).values()
+    (folder,) = finished(limited, "limited").values()
     attempts = state(folder)["attempts"]
     assert len(attempts) > 1
     for before, after in itertools.pairwise(attempts):

@@ -20,8 +20,10 @@ from tests.experiments.tiny import (
     run_folders,
     start,
     state,
-    wait_until,
 )
+from tests.waiting import CAP, wait_until
+
+pytestmark = pytest.mark.slow  # all but one start jobs
 
 SLOW = {"SOLVER.MAX_ITER": 60, "SOLVER.STEPS": [50]}
 
@@ -87,7 +89,7 @@ def test_a_signal_saves_at_the_boundary_and_the_run_goes_on(tiny, runs):
     wait_until(lambda: len(state(folder)["attempts"]) == 2)
     stopped = checkpoint_iteration(folder) + 1
     assert 0 < stopped < 60
-    said, _ = submit.communicate(timeout=120)
+    said, _ = submit.communicate(timeout=CAP)
     assert submit.returncode == 0, said
     first, second = state(folder)["attempts"]
     assert (first["first"], first["last"]) == (0, stopped)
@@ -127,7 +129,7 @@ def test_cancel_saves_and_retry_goes_on(tiny, runs):
     submit = start(runs, "submit", sweep, "--cluster", cluster)
     wait_until(lambda: any(state(f).get("iteration", 0) for f in (runs / "all").glob("*")))
     assert "cancelled a" in experiments(runs, "cancel", "tiny", "a")
-    submit.communicate(timeout=60)
+    submit.communicate(timeout=CAP)
     assert "1 cancelled" in experiments(runs, "status", "tiny")
     folder = run_folders(runs)["a"]
     first = checkpoint_iteration(folder) + 1
@@ -139,7 +141,7 @@ def test_cancel_saves_and_retry_goes_on(tiny, runs):
 def test_two_submits_at_once_share_the_work(tiny, runs):
     sweep = tiny.sweep(seeds=[0, 1, 2, 3])
     submits = [start(runs, "submit", sweep, "--cluster", tiny.cluster()) for _ in range(2)]
-    said = [submit.communicate(timeout=180)[0] for submit in submits]
+    said = [submit.communicate(timeout=CAP)[0] for submit in submits]
     for folder in run_folders(runs).values():
         assert state(folder)["state"] == "finished"
         assert len(state(folder)["attempts"]) == 1, said
@@ -203,7 +205,7 @@ def test_jobs_run_the_code_as_it_was_when_submitted(tiny, runs, tmp_path):
     wait_until(lambda: bool(list((runs / "code").glob("[0-9a-f]*"))))
     for module in ("engine/trainer.py", "modeling/meta_arch/yolof.py"):
         (checkout / "yolof_d2" / module).write_text("raise RuntimeError('edited while it waited')")
-    said, _ = submit.communicate(timeout=90)
+    said, _ = submit.communicate(timeout=CAP)
     assert "now 1 finished" in said
     folder = run_folders(runs)["a"]
     code = Path(read_json(folder / "attempts" / "1.json")["code_folder"])

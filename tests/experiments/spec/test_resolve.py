@@ -12,14 +12,16 @@ from experiments.errors import ExperimentError
 from experiments.spec import resolve
 from experiments.spec.resolve import resolve_runs
 from experiments.spec.sweep import load_sweep
+from tests.experiments.tiny import resolve_here
 from yolof_d2.config import build_cfg, restore_cfg
 from yolof_d2.data import resolve_datasets
 
 
 @pytest.fixture(autouse=True)
-def forget(monkeypatch: pytest.MonkeyPatch) -> None:
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """A command is a process of its own: nothing is kept in memory between two."""
     monkeypatch.setattr(resolve, "_stamp", resolve._stamp.__wrapped__)
+    monkeypatch.setattr(resolve, "_ask", resolve_here)
 
 
 @pytest.fixture
@@ -44,10 +46,10 @@ def test_a_run_resolves_to_what_train_net_would_train(tiny, tmp_path):
     words += ["SOLVER.BASE_LR", "0.5", "MODEL.YOLOF.MATCHER.UNIFORM.TOPK", "2", "SEED", "3"]
     expected = build_cfg(str(tiny.folder / "model.yaml"), words)
     resolve_datasets(expected)
-    assert run.config == json.loads(json.dumps(expected))
+    assert run.config.root == json.loads(json.dumps(expected))
     assert run.config["MODEL"]["YOLOF"]["NUM_CLASSES"] == 3
     # And the job rebuilds exactly that from the record (JSON has no tuples inside lists).
-    assert json.dumps(restore_cfg(json.loads(json.dumps(run.config)))) == json.dumps(expected)
+    assert json.dumps(restore_cfg(json.loads(json.dumps(run.config.root)))) == json.dumps(expected)
 
 
 def test_each_distinct_config_is_resolved_once_and_remembered_by_content(tiny, tmp_path, asked):

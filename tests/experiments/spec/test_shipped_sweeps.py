@@ -9,12 +9,13 @@ import pytest
 import torch
 from detectron2.utils.env import seed_all_rng
 
-from experiments.spec import build_configs, resolve
+from experiments.spec import resolve
 from experiments.spec.resolve import ResolvedRun, resolve_runs
 from experiments.spec.sweep import load_sweep, sweep_names
+from tests.experiments.tiny import resolve_here
+from tests.small import data_keys, write_data
 from yolof_d2.config import restore_cfg
 from yolof_d2.data import register_datasets, resolve_datasets
-from yolof_d2.data.synthetic import write_synthetic_dataset
 from yolof_d2.engine import Trainer
 
 NAMES = sweep_names()
@@ -23,23 +24,15 @@ SMALL = [name if name == "demo" else f"{name}.small" for name in NAMES]
 
 @pytest.fixture(scope="module")
 def resolved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[ResolvedRun]]:
-    def answer(requests):  # in this process, which has torch already
-        return [json.loads(json.dumps(build_configs.resolve(request))) for request in requests]
-
     cache = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(resolve, "_ask", answer)
+        patch.setattr(resolve, "_ask", resolve_here)
         return {name: resolve_runs(load_sweep(name), cache) for name in {*NAMES, *SMALL}}
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
-    made = write_synthetic_dataset(
-        tmp_path_factory.mktemp("data"), num_train=4, num_val=2, image_size=(192, 192)
-    )
-    keys = {"TRAIN_JSON": made.train_json, "TEST_JSON": made.val_json}
-    keys |= {"TRAIN_IMAGES": made.image_folder, "TEST_IMAGES": made.image_folder}
-    return [word for key, value in keys.items() for word in (f"DATASETS.{key}", value)]
+    return data_keys(write_data(tmp_path_factory.mktemp("data"), image_size=(192, 192)))
 
 
 @pytest.mark.parametrize("name", sorted({*NAMES, *SMALL}))
@@ -84,7 +77,7 @@ def test_the_blocks_of_table_5a_are_as_many_as_their_name_says(resolved):
 @pytest.mark.parametrize("name", SMALL)
 def test_every_run_of_a_small_sweep_trains_on_the_cpu(resolved, data, tmp_path, name):
     for run in resolved[name]:
-        cfg = restore_cfg(json.loads(json.dumps(run.config)))
+        cfg = restore_cfg(json.loads(json.dumps(run.config.root)))
         cfg.merge_from_list(
             [*data, "OUTPUT_DIR", str(tmp_path / run.id), "DATALOADER.NUM_WORKERS", 0]
             + ["SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 1, "SOLVER.STEPS", []]

@@ -14,6 +14,7 @@ import pytest
 from experiments.errors import ExperimentError, RecordError
 from experiments.store.files import locked, now, read_record, seconds, write_record
 from experiments.store.records import Record
+from tests.waiting import wait_until
 
 
 class Note(Record):
@@ -84,6 +85,7 @@ def test_a_reader_never_sees_half_a_record_not_even_of_a_killed_writer(tmp_path)
     for _ in range(8):
         process = multiprocessing.get_context("fork").Process(target=_write_for_ever, args=(path,))
         process.start()
+        wait_until(path.exists)
         deadline = time.monotonic() + 0.3
         while time.monotonic() < deadline:
             record = read_record(path, Note)
@@ -96,7 +98,7 @@ def test_a_reader_never_sees_half_a_record_not_even_of_a_killed_writer(tmp_path)
 def _hold(path, started):
     with locked(path):
         started.set()
-        time.sleep(60)
+        time.sleep(900)
 
 
 def test_the_lock_excludes_other_processes_and_dies_with_its_holder(tmp_path):
@@ -104,7 +106,7 @@ def test_the_lock_excludes_other_processes_and_dies_with_its_holder(tmp_path):
     started = context.Event()
     process = context.Process(target=_hold, args=(tmp_path / ".lock", started))
     process.start()
-    assert started.wait(30)
+    assert started.wait(900)
     with (
         pytest.raises(ExperimentError, match="another command has held"),
         locked(tmp_path / ".lock", timeout_s=0.2),

@@ -9,9 +9,7 @@ import re
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -22,9 +20,10 @@ from experiments.errors import ExperimentError
 from experiments.store.ledger import Ledger
 from experiments.tracking.dashboard import dashboard
 from tests.experiments.records import read_json, write_json
+from tests.waiting import CAP
+from tests.wandb_server import API_KEY, WandbServer
 
 ROOT = Path(__file__).parents[3]
-KEY = "k" * 40
 TABLE = [row for row in (ROOT / "docs/measurements.md").read_text().split("\n") if row[:3] == "| `"]
 LOGGED = [name for row in TABLE for name in re.findall("`([^`]+)`", row.split("|")[1])]
 
@@ -209,19 +208,18 @@ def test_a_sweep_without_results_says_what_is_missing(ledger):
 LAST_PAGE = {"hasNextPage": False, "endCursor": None}
 
 
-class Server(ThreadingHTTPServer):
+class Server(WandbServer):
     """Answers the queries of the two packages from ``views``, id -> view."""
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server_port}"
+        super().__init__()
         self.views: dict[str, dict] = {}
         self.projects = {"p": 41, "q": 42}
         self.number = itertools.count()
         self.entity: str | None = "team"
         self.refused: str = ""  # type of the views that it does not save
 
-    def answer(self, query: str, values: dict) -> dict:
+    def _query(self, query: str, values: dict) -> dict:
         if "upsertView" in query:
             return {"upsertView": {"view": self.save(values)}}
         if "viewer" in query:
@@ -258,39 +256,17 @@ class Server(ThreadingHTTPServer):
         return self.views[identity]
 
 
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_POST(self) -> None:
-        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        try:
-            content = {"data": self.server.answer(request["query"], request.get("variables") or {})}
-        except (AssertionError, PermissionError) as error:
-            content = {"errors": [{"message": str(error)}]}
-        body = json.dumps(content).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
 @pytest.fixture(scope="module")
 def started() -> Iterator[Server]:
     """One server, for W&B's service process is started once."""
     import wandb
 
     with Server() as server, pytest.MonkeyPatch.context() as patch:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
         patch.setenv("WANDB_BASE_URL", server.url)
-        patch.setenv("WANDB_API_KEY", KEY)
+        patch.setenv("WANDB_API_KEY", API_KEY)
         patch.setenv("WANDB_ERROR_REPORTING", "false")
         yield server
         wandb.teardown()
-        server.shutdown()
 
 
 @pytest.fixture
@@ -446,7 +422,7 @@ def test_runs_of_two_projects(ledger, monkeypatch):
     "environment, expected",
     [
         ({}, "No API key configured"),
-        ({"WANDB_API_KEY": KEY, "WANDB_HTTP_TIMEOUT": "1"}, "Failed to verify credentials"),
+        ({"WANDB_API_KEY": API_KEY, "WANDB_HTTP_TIMEOUT": "1"}, "Failed to verify credentials"),
     ],
     ids=["no key", "no network"],
 )
@@ -469,7 +445,7 @@ except ExperimentError as error:
     }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=variables, stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, timeout=60,
+        capture_output=True, text=True, timeout=CAP,
     )  # fmt: skip
     (line,) = done.stdout.splitlines()
     for word in (expected, "WANDB_API_KEY", "wandb login", "--dry-run"):

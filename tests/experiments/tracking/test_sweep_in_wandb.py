@@ -18,10 +18,12 @@ from tests.experiments.tiny import (
     run_folders,
     start,
     state,
-    wait_until,
 )
 from tests.tracking.wandb_files import LocalRun, read_run
+from tests.waiting import CAP, wait_until
 from yolof_d2.measure.metrics_file import read_metrics
+
+pytestmark = pytest.mark.slow
 
 ITERATIONS = 180
 KILLS = 3
@@ -58,7 +60,7 @@ def killed(tiny, tmp_path_factory) -> Path:
             folder = run_folders(runs)["a"]
             wait_until(lambda: is_worth_a_kill(folder, kill + 1))  # noqa: B023
             os.kill(rank_processes(folder)[0], signal.SIGKILL)
-            said, _ = submit.communicate(timeout=60)
+            said, _ = submit.communicate(timeout=CAP)
             assert submit.returncode == 1 and "1 failed" in said
             assert "0 of 1 runs submitted" in experiments(
                 runs, "submit", sweep, "--cluster", cluster

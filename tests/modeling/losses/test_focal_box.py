@@ -1,19 +1,18 @@
 from __future__ import annotations
 
 import math
-import time
 from typing import NamedTuple
 
 import hypothesis.extra.numpy as hnp
 import pytest
 import torch
-import torch.multiprocessing as mp
 from detectron2.config import CfgNode
 from detectron2.structures import Boxes, Instances
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.waiting import spawn
 from yolof_d2.errors import ConfigError
 from yolof_d2.modeling import GroundTruth, MatchResult, build_loss
 from yolof_d2.modeling.losses import FocalBoxLoss
@@ -21,7 +20,6 @@ from yolof_d2.modeling.matcher import UniformMatcher
 from yolof_d2.modeling.matcher.build import IGNORED
 
 NUM_CLASSES = 3
-RANKS_TIMEOUT_S = 120
 
 
 class Batch(NamedTuple):
@@ -305,14 +303,7 @@ def run_rank(rank: int, folder: str) -> None:
 
 
 def test_ranks_share_one_normaliser_even_when_one_has_no_boxes(tmp_path):
-    ranks = mp.spawn(run_rank, (str(tmp_path),), nprocs=2, join=False)
-    try:
-        deadline = time.monotonic() + RANKS_TIMEOUT_S
-        while not ranks.join(timeout=1):
-            assert time.monotonic() < deadline, "the ranks wait for each other"
-    finally:
-        for process in ranks.processes:
-            process.kill()
+    spawn(run_rank, str(tmp_path))
     by_rank = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     for num_gt, *results in zip(NUM_GT_OF_RANKS, *by_rank, strict=True):
         normalizer = max(1, sum(positives for positives, _, _ in results) / 2)

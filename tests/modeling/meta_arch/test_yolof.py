@@ -18,6 +18,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
+from tests.waiting import CAP
 from yolof_d2.data.synthetic import write_synthetic_dataset
 from yolof_d2.errors import ConfigError
 from yolof_d2.modeling import YOLOF
@@ -277,7 +278,7 @@ def start(script: str, *arguments: str) -> subprocess.Popen:
 
 
 def output_of(process: subprocess.Popen) -> str:
-    output, errors = process.communicate(timeout=120)
+    output, errors = process.communicate(timeout=CAP)
     assert process.returncode == 0, errors
     return output
 

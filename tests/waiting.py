@@ -1,0 +1,58 @@
+"""Waiting for other processes as long as they live, since a busy machine may take its time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
+from subprocess import Popen
+
+CAP = 900  # seconds, after which something hangs
+
+
+def wait_until(
+    condition: Callable[[], object], process: Popen | None = None, *, say: Callable = lambda: ""
+) -> None:
+    """Wait until a condition holds; fail when the process that should bring it about has ended.
+
+    Args:
+        condition: is asked again and again.
+        process: the one that works for it, where there is one.
+        say: called when it fails, for the message.
+    """
+    deadline = time.monotonic() + CAP
+    while True:
+        ended = process is not None and process.poll() is not None
+        if condition():
+            return
+        assert not ended, f"the process ended before it happened: {say()}"
+        assert time.monotonic() < deadline, f"it did not happen in {CAP} s: {say()}"
+        time.sleep(0.1)
+
+
+def spawn(rank: Callable[..., None], *arguments: object, ranks: int = 2) -> None:
+    """Run ``rank(number, *arguments)`` in processes of their own, until all have ended well."""
+    import torch.multiprocessing as mp
+
+    context = mp.spawn(rank, arguments, nprocs=ranks, join=False)
+    try:
+        wait_until(lambda: context.join(timeout=1), say=lambda: "the ranks wait for each other")
+    finally:
+        for process in context.processes:
+            process.kill()
+
+
+def join(processes: Sequence[BaseProcess]) -> None:
+    """Wait until all have ended well; at the first that fails, kill the others, and fail."""
+
+    def over() -> bool:
+        codes = [process.exitcode for process in processes]
+        return any(codes) or None not in codes
+
+    try:
+        wait_until(over, say=lambda: [process.exitcode for process in processes])
+        assert [process.exitcode for process in processes] == [0] * len(processes)
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
