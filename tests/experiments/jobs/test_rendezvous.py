@@ -10,6 +10,7 @@ import torch.distributed as dist
 from experiments.errors import ExperimentError
 from experiments.jobs import rendezvous
 from experiments.jobs.rendezvous import init_process_group
+from tests.waiting import join
 
 
 def meet(folder: Path, start: str, rank: int) -> None:
@@ -23,9 +24,7 @@ def test_ranks_meet_and_leave_no_address_behind(tmp_path):
     ranks = [context.Process(target=meet, args=(tmp_path, "7-0", rank)) for rank in range(2)]
     for process in ranks:
         process.start()
-    for process in ranks:
-        process.join()
-    assert [process.exitcode for process in ranks] == [0, 0]
+    join(ranks)
     assert not list(tmp_path.iterdir())
 
 

@@ -23,7 +23,7 @@ from tests.experiments.tiny import (
 )
 from tests.waiting import CAP, wait_until
 
-pytestmark = pytest.mark.slow  # all but one start jobs
+pytestmark = pytest.mark.slow  # they start jobs
 
 SLOW = {"SOLVER.MAX_ITER": 60, "SOLVER.STEPS": [50]}
 
