@@ -29,6 +29,10 @@ import yaml
 REQUIRED = 0.9
 ROOT = Path(__file__).parents[2]
 
+_WRONG_ENTRIES = {
+    "MOVED": "the old text is not in the file exactly once; correct the entry",
+    "CAUGHT": "a fault that was said to survive; remove its 'survives'",
+}
 _FORK = multiprocessing.get_context("fork")
 _checkout: Path  # the copy of this worker
 
@@ -51,15 +55,14 @@ class Fault:
 
 
 def read_faults(path: Path, pattern: str) -> tuple[list[str], list[Fault]]:
-    """Return the packages to import first, and the faults with ``pattern`` in file or text."""
+    """Return the packages to import first, and the faults with ``pattern`` in file or effect."""
     content = yaml.safe_load(path.read_text())
     faults = [
         Fault(**{"file": file, "tests": group["tests"], **fault})
         for file, group in content["files"].items()
         for fault in group["faults"]
     ]
-    wanted = [each for each in faults if pattern in each.file or pattern in each.breaks]
-    return content.get("preload", []), wanted
+    return content.get("preload", []), [f for f in faults if pattern in f"{f.file} {f.breaks}"]
 
 
 def _copy_checkout(root: Path, folder: str) -> None:
@@ -152,19 +155,17 @@ def main(words: Sequence[str] | None = None) -> int:
             return 2
         numbers = range(1, len(faults) + 1)
         verdicts = []
-        for fault, verdict in zip(
-            faults, pool.map(_plant, numbers, faults, [args.timeout] * len(faults)), strict=True
-        ):
+        found = pool.map(_plant, numbers, faults, [args.timeout] * len(faults))
+        for fault, verdict in zip(faults, found, strict=True):
             reason = f" ({fault.survives})" if fault.survives else ""
             print(f"{verdict:9} {fault.place(args.root)}  {fault.breaks}{reason}", flush=True)
             verdicts.append(verdict)
-    caught = sum(verdict in ("caught", "time-out") for verdict in verdicts)
+    caught = verdicts.count("caught") + verdicts.count("time-out")
     print(f"{caught} of {len(faults)} caught ({caught / len(faults):.1%}; needed {REQUIRED:.0%})")
-    if "MOVED" in verdicts:
-        print("MOVED: the old text is not in the file exactly once; correct the entry")
-    if "CAUGHT" in verdicts:
-        print("CAUGHT: a fault that was said to survive; remove its 'survives'")
-    return int(caught < REQUIRED * len(faults) or not {"MOVED", "CAUGHT"}.isdisjoint(verdicts))
+    wrong = [verdict for verdict in _WRONG_ENTRIES if verdict in verdicts]
+    for verdict in wrong:
+        print(f"{verdict}: {_WRONG_ENTRIES[verdict]}")
+    return int(caught < REQUIRED * len(faults) or bool(wrong))
 
 
 if __name__ == "__main__":
