@@ -296,6 +296,8 @@ def test_a_saved_config_with_a_class_count_for_all_models_loads_again(tmp_path, 
         overrides=["MODEL.META_ARCHITECTURE", name, "SOLVER.STEPS", "(3, 5)", "OUTPUT_DIR", "x"]
     )
     set_num_classes(cfg, 3)  # as resolve_datasets does
+    nodes = ("YOLOF", "RETINANET", "FCOS", "ROI_HEADS")
+    assert {cfg.MODEL[node].NUM_CLASSES for node in nodes} == {3}
     again = build_cfg(str(write(tmp_path / "config.yaml", cfg.dump())))
     assert yaml.safe_load(again.dump()) == yaml.safe_load(cfg.dump())
     assert num_classes(again) == 3
