@@ -49,7 +49,7 @@ def metrics(folder: Path) -> list[dict]:
 
 
 def test_a_request_stops_at_the_next_boundary_and_the_run_goes_on_from_there(make_cfg):
-    trainer = make_trainer(make_cfg())
+    trainer = make_trainer(make_cfg("TEST.EVAL_PERIOD", 3), {2: 7.0})
     step = trainer.run_step
 
     def run_step():
@@ -61,6 +61,7 @@ def test_a_request_stops_at_the_next_boundary_and_the_run_goes_on_from_there(mak
     with pytest.raises(TrainingStopped, match="SIGUSR2"):
         trainer.train()
     assert trainer.iter == 2
+    assert trainer._last_eval_results == {"bbox": {"AP": 7.0}}  # due at the same iteration
     resumed = make_trainer(make_cfg())
     resumed.resume_or_load(resume=True)
     assert resumed.start_iter == 3

@@ -19,6 +19,5 @@ def test_a_record_from_before_it_named_the_detectors_node_finds_it():
 def test_a_key_that_is_not_there_is_an_error_unless_asked_for_with_a_default():
     config = ResolvedConfig({"A": {"B": None}})
     assert config["A.B"] is None and config.get("A.C", 3) == 3
-    for key in ("A.C", "A.B.C"):
-        with pytest.raises(KeyError):
-            config[key]
+    with pytest.raises(KeyError):
+        config["A.C"]
