@@ -1,9 +1,7 @@
-"""How long the commands take with many runs: prints figures, asserts nothing.
+"""Measure how long the commands take with many runs: python -m experiments.command_times.
 
-python -m experiments.command_times [--runs 1000]
-
-Plans a sweep of that many runs cold and again, then shows status and report of as many finished
-runs, each in a process of its own as a user starts it. It works in a temporary folder.
+Plans a sweep cold and again, then shows status and report of as many finished runs, each in a
+process of its own as a user starts it, in a temporary folder.
 """
 
 from __future__ import annotations
@@ -17,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -25,32 +24,27 @@ from experiments.spec.sweep import load_sweep
 from experiments.store.files import write_record
 from experiments.store.ledger import Ledger
 from experiments.store.records import AttemptSpan, Hardware, Progress, Submission, Summary
+from experiments.store.snapshot import ROOT
 
-ROOT = Path(__file__).parents[1]
 
-
-def sweep_of(runs: int) -> dict:
-    """A sweep of about as many runs as asked for, five seeds each, with 10 distinct models."""
-    rates = max(1, runs // 50)
+def sweep_of(runs: int) -> dict[str, Any]:
+    """Return a sweep of about so many runs, of five seeds each and 10 distinct models."""
+    rates = [round(0.01 + 0.001 * step, 4) for step in range(max(1, runs // 50))]
     return {
         "question": "How fast are the commands?",
         "config": "configs/yolof_R_50_C5_1x.yaml",
         "axes": {
             "k": {"key": "MODEL.YOLOF.MATCHER.UNIFORM.TOPK", "values": list(range(1, 11))},
-            "lr": {
-                "key": "SOLVER.BASE_LR",
-                "values": [round(0.01 + 0.001 * step, 4) for step in range(rates)],
-            },
+            "lr": {"key": "SOLVER.BASE_LR", "values": rates},
         },
         "baseline": {"k": "4", "lr": "0.01"},
         "seeds": [0, 1, 2, 3, 4],
     }
 
 
-def pretend_finished(ledger: Path, sweep_file: Path) -> None:
-    """Leave what finished runs leave, without training."""
+def pretend_finished(records: Ledger, sweep_file: Path) -> None:
+    """Write what finished runs leave, without training."""
     loaded = load_sweep(str(sweep_file))
-    records = Ledger(ledger)
     resolved = resolve_runs(loaded, records.cache)
     records.write_sweep(
         sweep_record(loaded, resolved), [run_record(loaded, each) for each in resolved]
@@ -61,21 +55,14 @@ def pretend_finished(ledger: Path, sweep_file: Path) -> None:
     box = dict.fromkeys(("AP", "AP50", "AP75", "APs", "APm", "APl"), 37.7)
     summary = Summary(
         results={"bbox": {**box, **{f"AP-class {i}": 37.7 for i in range(80)}}},
-        median_seconds_per_iteration=0.5,
-        iterations=22500,
+        median_seconds_per_iteration=0.5, iterations=22500, commit="0" * 12,
         peak_memory_mib={"process": 4000, "allocated": 9000},
-        commit="0" * 12,
         hardware=Hardware(cpu="", gpus=["pretended"]),
-    )
+    )  # fmt: skip
     progress = Progress(
-        token="t",
-        state="finished",
-        iteration=22500,
-        max_iteration=22500,
-        attempts=[AttemptSpan()],
-        seconds_per_iteration=0.5,
-        peak_memory_mib={"allocated": 9000},
-    )
+        token="t", state="finished", iteration=22500, max_iteration=22500,
+        seconds_per_iteration=0.5, attempts=[AttemptSpan()], peak_memory_mib={"allocated": 9000},
+    )  # fmt: skip
     for number, each in enumerate(resolved):
         folder = records.run_folder(each.id)
         write_record(folder / "summary.json", summary, durable=False)
@@ -86,19 +73,15 @@ def pretend_finished(ledger: Path, sweep_file: Path) -> None:
 
 
 def clock(*words: str) -> float:
-    """Seconds that ``python -m experiments`` takes."""
+    """Return the seconds that a command takes."""
+    command = [sys.executable, "-m", "experiments", *words]
     start = time.perf_counter()
-    subprocess.run(
-        [sys.executable, "-m", "experiments", *words],
-        cwd=ROOT,
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - start
 
 
-def main() -> int:
-    """Measure and print; returns the exit status."""
+def main() -> None:
+    """Measure, and print the figures."""
     parser = argparse.ArgumentParser("python -m experiments.command_times", description=__doc__)
     parser.add_argument("--runs", type=int, default=1000, help="a multiple of 50")
     args = parser.parse_args()
@@ -110,18 +93,15 @@ def main() -> int:
         seconds = {"--help": min(clock("--help") for _ in range(3)), "list": clock("list")}
         seconds["plan, nothing known"] = clock(*runs, "plan", str(sweep))
         seconds["plan, nothing changed"] = clock(*runs, "plan", str(sweep))
-        pretend_finished(folder / "runs", sweep)
+        pretend_finished(Ledger(folder / "runs"), sweep)
         seconds["status"] = clock(*runs, "status", "benchmark")
         seconds["report without plots"] = clock(*runs, "report", "benchmark", "--no-plots")
         seconds["report"] = clock(*runs, "report", "benchmark")
     rounded = {command: round(value, 2) for command, value in seconds.items()}
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    sys.stdout.write(
-        json.dumps({"runs": args.runs, "machine": machine, "seconds": rounded}, indent=2)
-    )
-    sys.stdout.write("\n")
-    return 0
+    figures = {"runs": args.runs, "machine": machine, "seconds": rounded}
+    sys.stdout.write(json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

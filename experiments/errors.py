@@ -9,9 +9,5 @@ class ExperimentError(UserError):
     """An error of a sweep, a cluster or its runs: what was got, what was expected, what to do."""
 
 
-class FileError(ExperimentError):
-    """A sweep or cluster file that cannot be used; the message begins with file and line."""
-
-
 class RecordError(ExperimentError):
     """A record of a run that cannot be read: damaged, or written by another version."""

@@ -1,4 +1,4 @@
-"""One attempt of a job to train a run: who this rank is, and what it writes about itself."""
+"""One start of a job: the identity of this rank, and the records that it writes."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +36,6 @@ class Attempt:
     """One start of a job, as one of its ranks sees it.
 
     Attributes:
-        ledger, identity, token, folder, submission: the run and who asked for it.
-        rank, ranks, ranks_per_node: of this process and its job.
         name: unique to this start of this job.
         progress: what rank 0 wrote last.
     """
@@ -58,35 +55,27 @@ class Attempt:
         self.progress = Progress()
 
     def is_superseded(self) -> bool:
-        """Whether the run was given to another submission since."""
+        """Whether another submission has claimed the run since."""
         claim = self.ledger.read_claim(self.identity)
         return claim is None or claim.token != self.token
 
     def begin(self) -> bool:
-        """Note this attempt, on rank 0; refuse to go on with a run that gets nowhere.
-
-        Returns:
-            Whether the run is still claimed for this job.
+        """Record this start, on rank 0; False if the run is no longer claimed for this job.
 
         Raises:
-            ExperimentError: the last attempts did not reach a new iteration.
+            ExperimentError: the last starts did not reach a new iteration.
         """
-        # Under the lock, so that a submit sees either this attempt or a run that is free, and this
-        # job either its claim or that of the submit.
-        with self._lock():
-            if self.is_superseded():
-                return False
-            self._note_attempt()
-        return True
-
-    @contextmanager
-    def _lock(self) -> Iterator[None]:
         with ExitStack() as stack:
+            # Under the lock, so that a submit sees either this start or a run that is free, and
+            # this job either its claim or that of the submit.
             try:
                 stack.enter_context(self.ledger.lock())
             except ExperimentError as error:  # a disk without locks must not stop the run
                 logger.warning("%s", error)
-            yield
+            if self.is_superseded():
+                return False
+            self._note_attempt()
+        return True
 
     def _note_attempt(self) -> None:
         before = self.ledger.read_progress(self.identity) or Progress()
@@ -123,7 +112,7 @@ class Attempt:
         )
 
     def report(self, **changes: Any) -> None:
-        """Write ``state.json``, on rank 0. A disk that is full for a while does not end the run."""
+        """Write ``state.json``, on rank 0. A full disk does not end the run."""
         progress = self.progress.model_copy(update={**changes, "updated": now()})
         if progress.attempts:
             *earlier, last = progress.attempts
@@ -136,11 +125,11 @@ class Attempt:
             logger.warning("%s; training goes on", error)
 
     def failure_file(self, rank: int) -> Path:
-        """Where a rank leaves word of its failure."""
+        """Return the file in which a rank records its failure."""
         return self.folder / "failures" / f"{self.token}-{self.name}-{rank}.json"
 
     def fail(self, error: BaseException) -> None:
-        """Leave word of a failure, on any rank, for ``status``."""
+        """Record a failure, on any rank, for ``status``."""
         kind = ""
         if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
             kind = "out of memory"
@@ -162,7 +151,7 @@ class Attempt:
 
 
 class ReportProgress(HookBase):
-    """Keeps ``state.json`` up to date from Detectron2's event storage, on rank 0."""
+    """Updates ``state.json`` from Detectron2's event storage, on rank 0."""
 
     def __init__(self, attempt: Attempt):
         self._attempt = attempt
@@ -177,7 +166,7 @@ class ReportProgress(HookBase):
             iteration=first,
             max_iteration=self.trainer.max_iter,
             attempts=[*earlier, span.model_copy(update={"first": first})],
-            # What came after the checkpoint will come again.
+            # Later evaluations are repeated.
             evaluations=[point for point in progress.evaluations if point[0] <= first],
         )
 

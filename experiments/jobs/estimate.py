@@ -1,4 +1,4 @@
-"""How long runs take, and what to ask of a cluster for it."""
+"""Estimate how long runs take, and the time limit to ask of a cluster."""
 
 from __future__ import annotations
 
@@ -21,12 +21,7 @@ SPARE_TIME_OUTS = 3
 
 @dataclass(frozen=True)
 class Estimate:
-    """Time of one iteration, and where the figure is from.
-
-    Attributes:
-        seconds: None where nothing is known.
-        source: for the user.
-    """
+    """Time of one iteration; ``seconds`` is None if it is unknown, ``source`` for the user."""
 
     seconds: float | None
     source: str
@@ -34,26 +29,15 @@ class Estimate:
 
 @dataclass(frozen=True)
 class TimePlan:
-    """What a job asks for.
+    """Time limit and requeues of a job."""
 
-    Attributes:
-        minutes: time limit of one job.
-        time_outs: after so many the run is not requeued any more.
-        sentence: the arithmetic, for the user.
-    """
-
-    minutes: int
-    time_outs: int
-    sentence: str
+    minutes: int  # time limit of one job
+    time_outs: int  # after so many the run is not requeued any more
+    sentence: str  # the arithmetic, for the user
 
 
 def estimate_iteration(given: float | None, progresses: Iterable[Progress]) -> Estimate:
-    """Seconds per iteration of a sweep: measured on its own runs, else as its file says.
-
-    Args:
-        given: ``resources.seconds_per_iteration``.
-        progresses: of its runs.
-    """
+    """Estimate the time of an iteration: measured on runs of the sweep, else given by its file."""
     measured = [p.seconds_per_iteration for p in progresses if p.seconds_per_iteration]
     if measured:
         return Estimate(max(measured), f"slowest of {len(measured)} measured runs of this sweep")
@@ -63,24 +47,22 @@ def estimate_iteration(given: float | None, progresses: Iterable[Progress]) -> E
 
 
 def run_seconds(estimate: Estimate, iterations: int) -> float | None:
-    """Seconds from start to end of a run with so many iterations to go."""
+    """Return the seconds that a run with so many iterations to go needs."""
     if estimate.seconds is None:
         return None
     return iterations * estimate.seconds * OVERHEAD + START_SECONDS
 
 
 def plan_time(cluster: Cluster, estimate: Estimate, iterations: int) -> TimePlan:
-    """Time limit and number of time-outs for runs with at most so many iterations to go."""
+    """Plan the time limit and time-outs for runs with at most so many iterations to go."""
     limit = cluster.time_limit_minutes
     needed = run_seconds(estimate, iterations)
     if needed is None:
-        time_outs = 10
-        return TimePlan(
-            limit,
-            time_outs,
-            f"time limit {limit} min; the time of an iteration is unknown, so up to {time_outs} "
-            "time-outs are requeued (resources.seconds_per_iteration in the sweep would tell)",
+        sentence = (
+            f"time limit {limit} min; the time of an iteration is unknown, so up to 10 time-outs "
+            "are requeued (resources.seconds_per_iteration in the sweep would tell)"
         )
+        return TimePlan(limit, 10, sentence)
     minutes = min(limit, math.ceil(1.25 * needed / 60) + math.ceil(cluster.notice_seconds / 60))
     usable = max(60 * minutes - cluster.notice_seconds - START_SECONDS, 60)
     starts = math.ceil(max(needed - START_SECONDS, 1) / usable)
@@ -99,7 +81,7 @@ def plan_time(cluster: Cluster, estimate: Estimate, iterations: int) -> TimePlan
 
 
 def format_duration(seconds: float | None) -> str:
-    """A duration for people, such as ``3.5 h``."""
+    """Format a duration for people, such as ``3.5 h``."""
     if seconds is None or not math.isfinite(seconds):
         return "?"
     if seconds < 90:

@@ -11,13 +11,7 @@ from experiments.store.records import Claim, Submission
 
 
 def log_files(ledger: Ledger, identity: str, *, job: bool) -> list[Path]:
-    """List the log files of a run that exist.
-
-    Args:
-        ledger: of the runs.
-        identity: the run.
-        job: what its job printed, one file per rank and stream, instead of Detectron2's log.
-    """
+    """List the existing log files of a run: Detectron2's, or with ``job`` those of its job."""
     claim = ledger.read_claim(identity)
     own = [ledger.run_folder(identity) / "log.txt"]
     printed: list[Path] = []

@@ -17,11 +17,7 @@ from .state import Observation, State
 
 
 def observe(ledger: Ledger, identities: Sequence[str]) -> tuple[dict[str, Observation], str]:
-    """Observe runs; changes nothing.
-
-    Returns:
-        Run id -> observation; and a remark for the user if a backend could not be asked.
-    """
+    """Return run id -> observation, and a remark for the user if a backend could not be asked."""
     observer = _Observer(ledger, identities)
     return {identity: observer.observe(identity) for identity in identities}, observer.remark
 
@@ -51,11 +47,9 @@ class _Observer:
                     )
                 self._submissions[token] = submission
             except RecordError as error:
-                self._damaged.update(
-                    (identity, str(error))
-                    for identity, claim in self._claims.items()
-                    if claim.token == token
-                )
+                for identity, claim in self._claims.items():
+                    if claim.token == token:
+                        self._damaged[identity] = str(error)
         self._watches = self._ask()
         self.remark = "\n".join(filter(None, (each.remark for each in self._watches.values())))
 
@@ -100,25 +94,17 @@ class _Observer:
         return self._watches[executor].observe(run)
 
 
-# What the other ranks say when one has failed.
+# In the errors of the other ranks when one has failed.
 _ECHOES = ("connection closed", "connection reset", "broken pipe", "gloo", "nccl", "process group")
 
 
 def first_failure(run_folder: Path, token: str) -> Failure | None:
-    """Return the failure that came first, of those that the ranks of a start wrote.
-
-    Returns:
-        None if no rank failed.
-    """
+    """Return the first failure that the ranks of a submission wrote; None if no rank failed."""
     failures = []
     for path in (run_folder / "failures").glob(f"{token}-*.json"):
         with suppress(RecordError):
             failures.append(read_record(path, Failure) or Failure())
-
-    def order(failure: Failure) -> tuple[bool, float]:
-        return _is_echo(failure), failure.time
-
-    first = min(failures, key=order, default=None)
+    first = min(failures, key=lambda each: (_is_echo(each), each.time), default=None)
     if first is not None and _is_echo(first):
         said = f"rank {first.rank} says: {first.reason}"
         reason = f"a rank was killed, or its node was lost, without a word; {said}"

@@ -1,11 +1,10 @@
-"""What a sweep would run, and what it would cost."""
+"""The table that ``plan`` shows: runs, their states, and the cost of those that are missing."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tabulate import tabulate
@@ -14,11 +13,12 @@ from experiments.spec.cluster import Cluster
 from experiments.spec.resolve import ResolvedRun
 from experiments.spec.sweep import LoadedSweep
 from experiments.store.ledger import Ledger
+from experiments.store.records import ResolvedConfig
 
 from .backends import BACKENDS
 from .estimate import estimate_iteration, plan_time, run_seconds
 from .observe import observe
-from .state import State
+from .state import Observation, State, count_states
 
 _ROWS = 60
 
@@ -33,7 +33,6 @@ def render_plan(
     """Describe the runs of a sweep: which of them exist, and what the rest would cost."""
     seen, remark = observe(ledger, [each.id for each in resolved])
     missing = [each for each in resolved if seen[each.id].state is State.MISSING]
-    counts = Counter(seen[each.id].state for each in resolved)
     ranks = loaded.sweep.resources.ranks
     unit = "GPU" if cluster.gpus_per_node else "rank"
     lines = [
@@ -41,9 +40,9 @@ def render_plan(
         loaded.sweep.question,
         "",
         f"{len(resolved)} runs, {ranks} {unit}{'s' if ranks > 1 else ''} each: "
-        + ", ".join(f"{counts[state]} {state.value}" for state in State if counts[state]),
+        + count_states(each.state for each in seen.values()),
         "",
-        _table(loaded, resolved, {each.id: seen[each.id].state for each in resolved}),
+        _table(loaded.baseline, resolved, seen),
         "",
     ]
     estimate = estimate_iteration(
@@ -75,38 +74,31 @@ def render_plan(
     return "\n".join(lines)
 
 
-def _table(loaded: LoadedSweep, resolved: Sequence[ResolvedRun], states: dict[str, State]) -> str:
-    rows: list[dict[str, Any]] = []
-    base = next(each for each in resolved if each.run.row == loaded.baseline)
-    for each in resolved[:_ROWS]:
-        rows.append(
-            {
-                "run": each.run.name,
-                "id": each.id,
-                "state": states[each.id].value,
-                "differs from the baseline in": _difference(base.config.root, each.config.root)
-                if each.run.row != loaded.baseline
-                else "(baseline)",
-            }
-        )
-    text = tabulate(rows, headers="keys", tablefmt="simple", disable_numparse=True)
+def _table(baseline: str, resolved: Sequence[ResolvedRun], seen: dict[str, Observation]) -> str:
+    base = next(each for each in resolved if each.run.row == baseline)
+    rows = [
+        [each.run.name, each.id, seen[each.id].state.value,
+         "(baseline)" if each.run.row == baseline else _difference(base.config, each.config)]
+        for each in resolved[:_ROWS]
+    ]  # fmt: skip
+    columns = ["run", "id", "state", "differs from the baseline in"]
     rest = len(resolved) - _ROWS
-    return text + (f"\n... and {rest} more" if rest > 0 else "")
+    more = f"\n... and {rest} more" if rest > 0 else ""
+    return tabulate(rows, columns, disable_numparse=True) + more
 
 
-def _difference(base: Any, other: Any) -> str:
-    found = [f"{key}={value}" for key, value in _differing(base, other, "")
+def _difference(base: ResolvedConfig, other: ResolvedConfig) -> str:
+    found = [f"{key}={value}" for key, value in _differing(base.root, other.root)
              if key not in ("SEED", "OUTPUT_DIR")]  # fmt: skip
     shown = ", ".join(found[:4])
     return shown + (f", ... ({len(found)} keys)" if len(found) > 4 else "")
 
 
-def _differing(base: Any, other: Any, prefix: str) -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for key in other:
-        if key not in base or base[key] != other[key]:
-            if isinstance(other[key], dict) and isinstance(base.get(key), dict):
-                found += _differing(base[key], other[key], f"{prefix}{key}.")
-            else:
-                found.append((f"{prefix}{key}", other[key]))
-    return found
+def _differing(base: Any, other: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in other.items():
+        if key in base and base[key] == value:
+            continue
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            yield from _differing(base[key], value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,4 +1,4 @@
-"""One rank of a run: join the others, train from the last checkpoint, say how it went."""
+"""One rank of a run: join the others, train from the last checkpoint, record the outcome."""
 
 from __future__ import annotations
 
@@ -43,11 +43,10 @@ def run_rank(root: str, identity: str, token: str) -> str:
     Args:
         root: folder of the ledger.
         identity: the run.
-        token: the submission that this job belongs to; where the run has been given to another
-            one since, nothing is done.
+        token: the submission that this job belongs to.
 
     Returns:
-        ``"finished"`` or ``"superseded"``.
+        ``"finished"``, or ``"superseded"`` if another submission has claimed the run since.
 
     Raises:
         UncompletedJobError: the time limit was reached more often than was planned.
@@ -68,7 +67,7 @@ def run_rank(root: str, identity: str, token: str) -> str:
         if stop is None:
             if attempt.rank == 0:
                 attempt.report(state=FINISHED, eta_seconds=0)
-            comm.synchronize()  # a rank that ends badly ends rank 0, which has more to do, with it
+            comm.synchronize()  # a rank that fails ends rank 0 with it, which is not done before
             return FINISHED
         if attempt.rank == 0:
             done = attempt.progress.iteration
@@ -138,14 +137,14 @@ def _restore(run: RunRecord, attempt: Attempt) -> CfgNode:
 
 
 def _command(run: RunRecord, ranks: int) -> str:
-    """The command that trains the same without a sweep."""
+    """Return the command that trains the same without a sweep."""
     words = ["python", "train_net.py", "--config-file", run.config_file, "--num-gpus", str(ranks)]
     words += [str(word) for pair in run.overrides.items() for word in pair]
     return shlex.join([*words, "SEED", str(run.config["SEED"])])
 
 
 def _prepare(cfg: CfgNode, launch: Launch, attempt: Attempt) -> None:
-    """Check what would stop the run, and record what it runs with; on the main rank."""
+    """Check that the run can start, and record its code, data and machine; on the main rank."""
     register_datasets(cfg)
     preflight(cfg, launch)
     data = _fingerprint_data(cfg)
@@ -189,7 +188,7 @@ def _fingerprint_data(cfg: CfgNode) -> dict[str, DataFingerprint]:
 
 
 def _on_main_rank(action: Callable[[], None]) -> None:
-    """Do something on rank 0; where it fails, all ranks fail, and none waits for the others."""
+    """Call ``action`` on rank 0; if it fails, all ranks fail, and none waits for the others."""
     message = ""
     error: Exception | None = None
     if comm.is_main_process():
@@ -205,7 +204,7 @@ def _on_main_rank(action: Callable[[], None]) -> None:
 
 
 def _check_code(attempt: Attempt) -> None:
-    """Refuse to run other code than what was copied when the run was submitted."""
+    """Refuse to run code other than the snapshot of the submission."""
     if attempt.env.cluster == "debug":  # this very process
         return
     here = Path(yolof_d2.__file__).resolve()
@@ -217,7 +216,7 @@ def _check_code(attempt: Attempt) -> None:
 
 
 def _wandb_environment(attempt: Attempt) -> dict[str, str]:
-    """So that what logs to Weights & Biases goes on in the same run after a requeue."""
+    """Return what makes a requeued job log to the same run of Weights & Biases."""
     here = wandb_identity(attempt.ledger, attempt.identity)
     return {
         "WANDB_RUN_ID": here.id,
@@ -228,7 +227,7 @@ def _wandb_environment(attempt: Attempt) -> dict[str, str]:
 
 
 def _reset_loggers() -> None:
-    """Several runs in one process (``--cluster debug``): each has a log of its own."""
+    """Give each run in one process (``--cluster debug``) a log of its own."""
     for name in ("detectron2", "fvcore", "yolof_d2"):
         logging.getLogger(name).handlers.clear()
     setup_logger.cache_clear()

@@ -1,8 +1,7 @@
 """The process group of a job: one process per rank, as SLURM or submitit started them.
 
-Nothing is fixed before the job runs. Rank 0 takes a free port on the node where it finds itself
-and leaves host and port in the run folder, under a name that is this start's alone; the other ranks
-read them there. A requeued job does the same again.
+Rank 0 takes a free port on its node and writes host and port into the run folder, under a name that
+only this start uses; the other ranks read them there. A requeued job does the same again.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _PATIENCE = timedelta(minutes=10)  # until the last rank of a job must have star
 
 
 class MeetingPoint(Record):
-    """Where rank 0 waits for the others."""
+    """Address at which rank 0 waits for the others."""
 
     host: str
     port: int
@@ -34,18 +33,15 @@ class MeetingPoint(Record):
 def init_process_group(
     folder: Path, start: str, failure: Path, *, rank: int, ranks: int, ranks_per_node: int
 ) -> None:
-    """Join the ranks of a job, and let Detectron2's ``comm`` know them.
+    """Join the ranks of a job, over NCCL on GPUs, else over gloo; set up Detectron2's ``comm``.
 
-    On GPUs over NCCL, otherwise over gloo. Each rank takes the GPU of its local rank, or the only
-    one that it sees.
+    Each rank takes the GPU of its local rank, or the only one that it sees.
 
     Args:
         folder: on a disk that all nodes see.
         start: names this start of this job.
-        failure: a file that is there when rank 0 has failed; the others then wait no longer.
-        rank: of this process.
-        ranks: in all; with one, nothing is set up.
-        ranks_per_node: the same on all nodes.
+        failure: a file that exists when rank 0 has failed; the others then stop waiting.
+        rank, ranks, ranks_per_node: of this process and its job; of one rank, no group is made.
 
     Raises:
         ExperimentError: rank 0 does not appear.

@@ -1,4 +1,4 @@
-"""Signals to a job become requests to stop; nothing is saved inside a handler."""
+"""Turn signals to a job into requests to stop; nothing is saved inside a handler."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ class StopSignals:
             self._trainer.request_stop(self._received)
 
     def stop_with(self, trainer: Trainer) -> None:
-        """Pass requests on to a trainer, also one that came before it was there."""
+        """Pass requests on to a trainer, earlier ones included."""
         self._trainer = trainer
         if self._received:
             trainer.request_stop(self._received)
 
     def obey(self, name: str, rank: int) -> None:
-        """Requeue, if the signal that stopped the run asks for it.
+        """Requeue the job, if the signal that stopped the run asks for it.
 
         Raises:
             SystemExit: the job was requeued.

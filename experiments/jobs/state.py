@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -33,22 +35,19 @@ RETRIABLE = frozenset(State) - ACTIVE - {State.MISSING, State.FINISHED, State.UN
 """The run ended without finishing; ``retry`` goes on with it."""
 
 
+def count_states(states: Iterable[State]) -> str:
+    """Count states for people, such as ``3 running, 1 finished``."""
+    counts = Counter(states)
+    return ", ".join(f"{counts[state]} {state.value}" for state in State if counts[state])
+
+
 @dataclass(frozen=True)
 class Observation:
-    """A run as it is now.
-
-    Attributes:
-        state: see :class:`State`.
-        reason: why it waits, or why it did not finish; may be empty.
-        job_id: of its cluster, or of the process on ``host``; None before it was submitted.
-        nodes: where it runs or ran.
-        executor: name of the backend that has it.
-        progress: what its job wrote last, empty before the run started.
-    """
+    """A run as it is now."""
 
     state: State
-    reason: str = ""
-    job_id: str | None = None
-    nodes: str = ""
-    executor: str = ""
-    progress: Progress = field(default_factory=Progress)
+    reason: str = ""  # why it waits, or why it did not finish
+    job_id: str | None = None  # of its cluster or process; None before it was submitted
+    nodes: str = ""  # where it runs or ran
+    executor: str = ""  # name of its backend
+    progress: Progress = field(default_factory=Progress)  # empty before the run started

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Sequence
 
 from tabulate import tabulate
 
@@ -14,23 +12,18 @@ from experiments.store.records import SweepRun
 
 from .estimate import format_duration
 from .observe import observe
-from .state import Observation, State
+from .state import Observation, State, count_states
 
 
 def status_table(ledger: Ledger, name: str) -> str:
-    """State, progress and place of each run of a sweep, as it was last submitted.
-
-    Raises:
-        ExperimentError: nothing of it was submitted.
-    """
+    """Return a table of the runs of a sweep, as it was last submitted."""
     sweep = ledger.read_sweep(name)
-    runs = sweep.runs
-    seen, remark = observe(ledger, [run.id for run in runs])
-    rows = [_row(run, seen[run.id]) for run in runs]
-    counts = Counter(seen[run.id].state for run in runs)
-    summary = ", ".join(f"{counts[state]} {state.value}" for state in State if counts[state])
-    table = tabulate(_without_empty(rows), headers="keys", tablefmt="simple", disable_numparse=True)
-    lines = [f"{name}: {summary}  ({ledger.root})", "", table]
+    seen, remark = observe(ledger, [run.id for run in sweep.runs])
+    rows = [_row(run, seen[run.id]) for run in sweep.runs]
+    used = [key for key in rows[0] if any(row[key] for row in rows)] if rows else []
+    table = tabulate([[row[key] for key in used] for row in rows], used, disable_numparse=True)
+    states = count_states(each.state for each in seen.values())
+    lines = [f"{name}: {states}  ({ledger.root})", "", table]
     return "\n".join([*lines, *(["", remark] if remark else [])])
 
 
@@ -40,6 +33,7 @@ def _row(run: SweepRun, seen: Observation) -> dict[str, str]:
     mib = memory.get("allocated", memory.get("process"))
     running = seen.state is State.RUNNING
     iterations = progress.max_iteration or run.iterations
+    age = max(time.time() - seconds(progress.updated), 0) if progress.updated else None
     return {
         "run": run.name,
         "id": run.id,
@@ -51,18 +45,6 @@ def _row(run: SweepRun, seen: Observation) -> dict[str, str]:
         "starts": str(len(progress.attempts) or ""),
         "job": seen.job_id or "",
         "node": seen.nodes,
-        "updated": _age(progress.updated) if running else "",
+        "updated": f"{format_duration(age)} ago" if running and progress.updated else "",
         "why": seen.reason,
     }
-
-
-def _age(stamp: str | None) -> str:
-    if not stamp:
-        return ""
-    return f"{format_duration(max(time.time() - seconds(stamp), 0))} ago"
-
-
-def _without_empty(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-    """Leave out columns that are empty everywhere, so that a table fits a terminal."""
-    used = [key for key in rows[0] if any(row[key] for row in rows)] if rows else []
-    return [{key: row[key] for key in used} for row in rows]

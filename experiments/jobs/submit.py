@@ -1,16 +1,16 @@
-"""Submit runs: claim what is wanted, hand it to the backend, note what it answered.
+"""Submit runs: claim them, hand them to the backend, record the job id.
 
-The order makes it safe to be killed anywhere. A submission is written down before anything is asked
-of the cluster, under a token that is also in the job's name; then its runs are claimed for it; then
-it is handed over; then the job id is noted. Where that last note is missing, the next command finds
-the job by its name. And a job trains a run only while the run is claimed for its token, so that a
-job nobody knows of does nothing.
+The order makes it safe to be killed anywhere. First the submission is recorded, under a token that
+is also in the job's name; then its runs are claimed for it; then it is handed over; then the job id
+is recorded. If that last record is missing, the next command finds the job by its name. A job
+trains a run only while the run is claimed for its token, so that an unknown job does nothing.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import secrets
 import shutil
 import socket
 import time
@@ -50,10 +50,7 @@ class Launcher:
         cluster_name: str,
         cluster: Cluster,
     ):
-        """
-        Raises:
-            ExperimentError: the cluster cannot run this sweep, or is not here.
-        """
+        """Raise an ExperimentError if the cluster is not here, or cannot run this sweep."""
         self.ledger = ledger
         self.loaded = loaded
         self.resolved = list(resolved)
@@ -63,11 +60,11 @@ class Launcher:
         self._said = time.monotonic()
 
     def submit(self, wanted: Wanted, *, restart: bool = False) -> list[ResolvedRun]:
-        """Submit the runs that are wanted now; returns them.
+        """Submit the runs that are wanted now, and return them.
 
         Args:
-            wanted: given a run and its observation, whether to submit it. Asked under the lock.
-            restart: move away what the run has trained, and begin anew.
+            wanted: called under the lock with a run and its observation.
+            restart: move old outputs aside, and start anew.
 
         Raises:
             ExperimentError: nothing was submitted, or not all; the message says why.
@@ -96,7 +93,7 @@ class Launcher:
             return chosen
 
     def _run_in_turn(self, wanted: Wanted, restart: bool) -> list[ResolvedRun]:
-        """Start runs, a number at a time, and wait for them; other commands may share the work."""
+        """Start runs, some at a time, and wait for them; other commands may share the work."""
         with self.ledger.lock():
             self._record_sweep()
         code = take_snapshot(self.ledger.code)
@@ -128,7 +125,7 @@ class Launcher:
         self.ledger.write_sweep(sweep_record(self.loaded, self.resolved), runs)
 
     def _plan(self, runs: Sequence[ResolvedRun], seen: dict[str, Observation]) -> TimePlan:
-        """Time limit and time-outs for these runs together, as they are one array."""
+        """Plan the time of these runs together, since they are one array."""
         estimate = estimate_iteration(
             self.loaded.sweep.resources.seconds_per_iteration,
             [observation.progress for observation in seen.values()],
@@ -154,7 +151,7 @@ class Launcher:
         return job
 
     def _claim(self, runs: Sequence[ResolvedRun], code: Path, restart: bool) -> Submission:
-        token = self.ledger.new_token()
+        token = secrets.token_hex(4)
         submission = Submission(
             token=token,
             sweep=self.loaded.name,
@@ -178,7 +175,7 @@ class Launcher:
         self.ledger.write_submission(submission.model_copy(update=changes))
 
     def _adopt_orphans(self) -> None:
-        """Note the job ids of submits that were killed before they could."""
+        """Record the job ids of submits that were killed before they could."""
         orphans = [
             each
             for each in self.ledger.submissions()
@@ -193,7 +190,7 @@ class Launcher:
                 self._note(orphan, error="its submit was cut off before its job was queued")
 
     def _wait(self, started: Sequence[ResolvedRun]) -> None:
-        """Wait a moment, and say now and then how far the runs are."""
+        """Wait a moment, and log the progress of the runs now and then."""
         time.sleep(_POLL_SECONDS)
         if time.monotonic() - self._said < _SAY_SECONDS:
             return
@@ -202,14 +199,9 @@ class Launcher:
         for each in started:
             progress = seen[each.id].progress
             if seen[each.id].state is State.RUNNING and progress.eta_seconds is not None:
-                logger.info(
-                    "%s  %s  iteration %d of %d, %s left",
-                    each.id,
-                    each.run.name,
-                    progress.iteration,
-                    progress.max_iteration,
-                    format_duration(progress.eta_seconds),
-                )
+                left = format_duration(progress.eta_seconds)
+                done = f"iteration {progress.iteration} of {progress.max_iteration}"
+                logger.info("%s  %s  %s, %s left", each.id, each.run.name, done, left)
 
 
 def _free_slot(slots: dict[int, StartedJob | None]) -> int | None:
@@ -217,7 +209,7 @@ def _free_slot(slots: dict[int, StartedJob | None]) -> int | None:
 
 
 def discard_outputs(folder: Path) -> None:
-    """Move what a run has trained to ``discarded-<time>/`` in its folder."""
+    """Move old outputs of a run to ``discarded-<time>/`` in its folder."""
     kept = folder / f"discarded-{now().replace(':', '')}"
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.name != "run.json" and not path.name.startswith("discarded-"):

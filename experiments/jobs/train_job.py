@@ -1,4 +1,4 @@
-"""What is submitted: a run folder and a token, and no state that could grow stale."""
+"""The callable that is submitted: it holds a run and a token, and no state that could age."""
 
 from __future__ import annotations
 
@@ -8,20 +8,13 @@ from submitit.helpers import Checkpointable, DelayedSubmission
 class TrainJob(Checkpointable):
     """Trains one run, on each rank of its job.
 
-    It is pickled when submitted and again at each requeue. Everything else it finds in the run
-    folder: the config, who may train it, and the last checkpoint.
+    It is pickled when submitted and at each requeue. Config, claim and last checkpoint are read
+    from the run folder.
     """
 
     def __init__(self, root: str, identity: str, token: str):
-        """
-        Args:
-            root: folder of the ledger.
-            identity: the run.
-            token: the submission that this job belongs to.
-        """
-        self.root = root
-        self.identity = identity
-        self.token = token
+        """See :func:`experiments.jobs.rank.run_rank`."""
+        self.root, self.identity, self.token = root, identity, token
 
     def __call__(self) -> str:
         from .rank import run_rank  # imports torch

@@ -1,4 +1,4 @@
-"""Whether runs can be compared: the same data, the same schedule, and what else they differ in."""
+"""Find what makes runs unequal: data, schedule, and config keys."""
 
 from __future__ import annotations
 
@@ -18,10 +18,7 @@ _LISTED = 6  # runs that a message names
 
 
 def find_mixes(outcomes: Sequence[Outcome]) -> list[str]:
-    """What runs that are compared must have in common and do not.
-
-    Args:
-        outcomes: runs with results.
+    """Find differences that forbid a comparison of runs with results.
 
     Returns:
         A line for each of evaluation data, training data and length of training in which they
@@ -32,11 +29,14 @@ def find_mixes(outcomes: Sequence[Outcome]) -> list[str]:
         "trained on": _group_data(outcomes, "TRAIN"),
         "images seen in training": _group(outcomes, _images_seen),
     }
-    return [
-        f"{what}: " + "; ".join(f"{value} by {_name(runs)}" for value, runs in groups.items())
-        for what, groups in mixes.items()
-        if len(groups) > 1
-    ]
+
+    def name(groups: dict[str, list[Outcome]]) -> str:
+        names = {
+            value: shorten((run.name for run in runs), _LISTED) for value, runs in groups.items()
+        }
+        return "; ".join(f"{value} by {runs}" for value, runs in names.items())
+
+    return [f"{what}: {name(groups)}" for what, groups in mixes.items() if len(groups) > 1]
 
 
 def _group(
@@ -54,7 +54,7 @@ def _images_seen(outcome: Outcome) -> str:
 
 
 def _config(outcome: Outcome) -> ResolvedConfig:
-    """Config of a run with results, which has a record."""
+    """Return the config of a run with results."""
     if outcome.record is None:
         raise RecordError(f"run {outcome.name} has results, but no run.json")
     return outcome.record.config
@@ -81,7 +81,7 @@ def _data_names(outcome: Outcome, split: str) -> list[str]:
 
 
 def describe_data(outcome: Outcome, split: str) -> str:
-    """The data sets of a split, with the hash of their annotations where it was recorded."""
+    """Name the data sets of a split, with the hash of their annotations if it was recorded."""
     hashes = {name: entry.sha256[:8] for name, entry in outcome.data.items()}
     return " + ".join(
         f"{name} (sha256 {hashes[name]})" if name in hashes else name
@@ -89,32 +89,24 @@ def describe_data(outcome: Outcome, split: str) -> str:
     )
 
 
-def _name(outcomes: Sequence[Outcome]) -> str:
-    names = [outcome.name for outcome in outcomes]
-    more = len(names) - _LISTED
-    return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
+def shorten(names: Iterable[str], limit: int) -> str:
+    """Join the first names, and count the others."""
+    names = list(names)
+    more = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")
 
 
 @dataclass(frozen=True)
 class Knob:
-    """A config key in which rows differ.
+    """A config key in which rows differ."""
 
-    Attributes:
-        key: its name; ``MODEL.{YOLOF,RETINANET}.X`` is one knob under two names.
-        values: row -> value, as text; without the rows whose model does not read it.
-        asked: the sweep sets it: it is what the comparison is about.
-    """
-
-    key: str
-    values: dict[str, str]
-    asked: bool
+    key: str  # MODEL.{YOLOF,RETINANET}.X is one knob under two names
+    values: dict[str, str]  # row -> value as text; without rows whose model does not read it
+    asked: bool  # the sweep sets it: the comparison is about it
 
 
 def unequal_knobs(rows: Sequence[Row]) -> tuple[list[Knob], list[Knob]]:
-    """The config keys in which rows differ; seeds and keys that cannot change results aside.
-
-    Args:
-        rows: of the comparison; those without a config are left out.
+    """Find the config keys in which rows differ, except seeds and keys that cannot change results.
 
     Returns:
         The keys with different values, those that the sweep asks about first; and the keys that
@@ -149,7 +141,7 @@ def unequal_knobs(rows: Sequence[Row]) -> tuple[list[Knob], list[Knob]]:
 
 
 def _view(config: dict[str, Any], node: str | None, models: set[str | None]) -> dict[str, Any]:
-    """A config without the nodes of other models, and its own model's node by itself."""
+    """Return a config without the nodes of other models, its own model's node under ``_OWN``."""
     if node is None:
         return config
     kept = {name: value for name, value in config["MODEL"].items() if name not in models}
@@ -159,7 +151,7 @@ def _view(config: dict[str, Any], node: str | None, models: set[str | None]) -> 
 def _differing(
     trees: dict[str, dict[str, Any]], rows: int, prefix: str = ""
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Dotted keys that are not in all rows, or not with one value; with the value of each row."""
+    """Yield dotted keys that are not in all rows with one value, and the value of each row."""
     for name in dict.fromkeys(name for tree in trees.values() for name in tree):
         found = {row: tree[name] for row, tree in trees.items() if name in tree}
         if len(found) == rows and _all_equal(found.values()):
@@ -188,14 +180,12 @@ def _is_default(
     A config cannot change what its model does not read (``yolof_d2.config`` refuses it).
     """
     name, value = next(iter(names.values())), next(iter(values.values()))
-    for row, record in records.items():
-        if row not in names:
-            return bool(record.config.get(name) == value)
-    return False
+    other = next((record for row, record in records.items() if row not in names), None)
+    return other is not None and bool(other.config.get(name) == value)
 
 
 def _join(names: Sequence[str]) -> str:
-    """One name for keys that differ in their model's node alone."""
+    """Return one name for keys that differ in their model's node alone."""
     if len(names) == 1:
         return names[0]
     nodes = ",".join(name.split(".")[1] for name in names)
@@ -203,7 +193,7 @@ def _join(names: Sequence[str]) -> str:
 
 
 def _as_texts(values: dict[str, Any]) -> dict[str, str]:
-    """Row -> value as text, with no more digits than show that values differ."""
+    """Return row -> value as text, with no more digits than show that values differ."""
     texts = {row: _as_text(value, "{:.6g}".format) for row, value in values.items()}
     full = {row: _as_text(value, repr) for row, value in values.items()}
     return texts if len(set(texts.values())) == len(set(full.values())) else full

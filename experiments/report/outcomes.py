@@ -1,9 +1,9 @@
-"""What the runs of a sweep left behind: results, config, data, attempts."""
+"""Read the runs of a sweep: results, config, data, attempts."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,67 +22,57 @@ from experiments.store.records import (
     SweepRun,
 )
 
+from .statistics import Average, average
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run.
-
-    Attributes:
-        run: its entry in ``sweep.json``.
-        seen: its state.
-        record: ``run.json`` of a run of its row, without regard to the seed; None if there is none.
-        summary: of a finished run, else None.
-        data: data set -> fingerprint of its annotations, of a finished run's last attempt.
-        folder: with the run's files; None if they cannot be read.
-    """
+    """A run, its state and its results."""
 
     run: SweepRun
     seen: Observation
-    record: RunRecord | None = None
-    summary: Summary | None = None
-    data: dict[str, DataFingerprint] = field(default_factory=dict)
-    folder: Path | None = None
+    record: RunRecord | None = None  # run.json of a run of its row, which differs in the seed
+    summary: Summary | None = None  # of a finished run
+    data: dict[str, DataFingerprint] = field(default_factory=dict)  # of its last attempt
+    folder: Path | None = None  # with its files; None if they cannot be read
 
     @property
     def name(self) -> str:
-        """Such as ``k=4,seed=1``."""
+        """Name of the run."""
         return self.run.name
 
     @property
     def starts(self) -> int:
-        """How often it was started."""
+        """Number of starts."""
         return len(self.seen.progress.attempts)
 
     @property
     def requeues(self) -> int:
-        """How many of its starts were not submitted: its job was started again."""
+        """Number of starts that were not submitted, but requeued."""
         attempts = self.seen.progress.attempts
         return len(attempts) - len({attempt.token for attempt in attempts})
 
     def figure(self, path: str) -> Any:
-        """Return what the summary says, by a dotted name; None if it says nothing."""
+        """Return a figure of the summary by its dotted name; None if it is absent."""
         return None if self.summary is None else self.summary.figure(path)
 
     @property
     def memory(self) -> float | None:
         """Highest memory of training in MiB: allocated on a GPU, else of the process."""
-        allocated: float | None = self.figure("peak_memory_mib.allocated")
-        return self.figure("peak_memory_mib.process") if allocated is None else allocated
+        return self._highest("peak_memory_mib")
 
     @property
     def evaluation_memory(self) -> float | None:
         """The same of evaluations."""
-        allocated: float | None = self.figure("evaluation.peak_memory_mib.allocated")
-        process: float | None = self.figure("evaluation.peak_memory_mib.process")
-        return process if allocated is None else allocated
+        return self._highest("evaluation.peak_memory_mib")
+
+    def _highest(self, path: str) -> float | None:
+        peaks: dict[str, float] = self.figure(path) or {}
+        return peaks.get("allocated", peaks.get("process"))
 
 
 def read_outcomes(ledger: Ledger, sweep: SweepRecord) -> tuple[list[Outcome], str]:
-    """Read the runs of a sweep as they are now.
-
-    Returns:
-        The runs, in the order of the sweep; and a remark if a cluster could not be asked.
-    """
+    """Return the runs of a sweep in its order, and a remark if a cluster could not be asked."""
     seen, remark = observe(ledger, [run.id for run in sweep.runs])
     records: dict[str, RunRecord | None] = {}
     outcomes = []
@@ -108,12 +98,7 @@ def read_outcomes(ledger: Ledger, sweep: SweepRecord) -> tuple[list[Outcome], st
 
 @dataclass(frozen=True)
 class Row:
-    """Runs that differ in their seed alone.
-
-    Attributes:
-        name: such as ``k=4``.
-        outcomes: the runs.
-    """
+    """Runs that differ in their seed alone, under a name such as ``k=4``."""
 
     name: str
     outcomes: list[Outcome]
@@ -133,16 +118,19 @@ class Row:
         found = ((outcome.run.seed, outcome.figure(path)) for outcome in self.finished)
         return {seed: value for seed, value in found if value is not None}
 
+    def average(self, path: str) -> Average | None:
+        """Return a figure of the summary over the seeds; None if no run has it."""
+        return average(list(self.by_seed(path).values()))
+
+    def median(self, read: Callable[[Outcome], float | None]) -> float | None:
+        """Return the median of a figure over the runs that have it; None if none has."""
+        known = [value for run in self.finished if (value := read(run)) is not None]
+        return statistics.median(known) if known else None
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """The rows of a sweep.
-
-    Attributes:
-        sweep: ``sweep.json``.
-        outcomes: all runs, in its order.
-        rows: the same by row.
-    """
+    """The runs of a sweep in its order, and the same by row."""
 
     sweep: SweepRecord
     outcomes: list[Outcome]
@@ -160,9 +148,3 @@ def compare(sweep: SweepRecord, outcomes: Sequence[Outcome]) -> Comparison:
     for outcome in outcomes:
         rows.setdefault(outcome.run.row, []).append(outcome)
     return Comparison(sweep, list(outcomes), [Row(name, runs) for name, runs in rows.items()])
-
-
-def median(values: Sequence[float | None]) -> float | None:
-    """Median of those that are there; None where none is."""
-    known = [value for value in values if value is not None]
-    return statistics.median(known) if known else None

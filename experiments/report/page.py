@@ -36,31 +36,19 @@ class Items:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of texts.
-
-    Attributes:
-        columns: names of the columns.
-        lines: cells of each line.
-        labels: number of columns, from the left, that name a line.
-        marked: index of the line that the others are compared with.
-    """
+    """A table of texts."""
 
     columns: list[str]
     lines: list[list[str]]
-    labels: int = 1
-    marked: int | None = None
+    labels: int = 1  # columns, from the left, that name a line
+    marked: int | None = None  # index of the line that the others are compared with
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture in a file, which exists as PNG and as SVG.
+    """A picture that exists as PNG and as SVG."""
 
-    Attributes:
-        path: of the PNG, relative to the document.
-        title: what it shows.
-    """
-
-    path: Path
+    path: Path  # of the PNG, relative to the document
     title: str
 
 
@@ -128,9 +116,7 @@ _LATEX = str.maketrans({"|": r"\textbar{}", "[": "{[}", "*": "{*}", "±": r"$\pm
 def to_html(document: Document, folder: Path) -> str:
     """Return a document as one page that needs no other file and no network.
 
-    Args:
-        document: its pictures are taken as SVG.
-        folder: what their paths are relative to.
+    Its pictures are embedded as SVG; their paths are relative to ``folder``.
     """
 
     def svg(picture: Picture) -> str:

@@ -1,14 +1,16 @@
-"""Pictures of a comparison."""
+"""The pictures of a report."""
 
 from __future__ import annotations
 
 import itertools
 import math
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter, methodcaller
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -17,11 +19,11 @@ from matplotlib.lines import Line2D
 
 from experiments.errors import ExperimentError
 from experiments.jobs.state import State
+from experiments.store.records import ERRORS, SIZES
 from yolof_d2.measure.metrics_file import read_metrics
 
-from .outcomes import Comparison, Outcome, Row, median
-from .spreadsheet import ERRORS, SIZES
-from .statistics import Estimate, average
+from .outcomes import Comparison, Outcome, Row
+from .statistics import Average, average
 
 MAX_ROWS = 24  # beyond it a picture says nothing
 
@@ -40,41 +42,28 @@ _STYLE: Any = {
     "svg.hashsalt": "yolof_d2",  # the same picture has the same bytes
 }
 
-_Reader = Callable[[Row], Estimate | None]
+_Value = TypeVar("_Value")
+_Reader = Callable[[Row], Average | None]
 
 
 @dataclass(frozen=True)
 class _Look:
-    """How a row is drawn, in all pictures alike.
+    """How a row is drawn, in all pictures alike."""
 
-    Attributes:
-        tick: its name beside an axis, a line for each axis of the sweep.
-        label: its name in a legend.
-        color: of bars and lines.
-        marker: of points.
-    """
-
-    tick: str
-    label: str
+    tick: str  # its name beside an axis, a line for each axis of the sweep
+    label: str  # its name in a legend
     color: str
     marker: str
 
 
 @dataclass(frozen=True)
 class _Scene:
-    """The rows that pictures show.
-
-    Attributes:
-        rows: of the sweep.
-        looks: how each row is drawn, by its name.
-        baseline: name of the baseline's row.
-        curves: iterations done and AP of each evaluation, by the id of a run that has any.
-    """
+    """The rows that pictures show."""
 
     rows: list[Row]
-    looks: dict[str, _Look]
-    baseline: str
-    curves: dict[str, list[tuple[int, float]]]
+    looks: dict[str, _Look]  # by the name of a row
+    baseline: str  # name of its row
+    curves: dict[str, list[tuple[int, float]]]  # run id -> iterations done and AP, where evaluated
 
     def evaluated(self, row: Row) -> list[Outcome]:
         """Return the runs of a row that have a curve."""
@@ -82,16 +71,15 @@ class _Scene:
 
 
 def draw_plots(comparison: Comparison, folder: Path) -> dict[str, Path]:
-    """Draw each picture of which there is data, as PNG and SVG, and the overview ``report.png``.
+    """Draw each picture that has data, as PNG and SVG, and the overview ``report.png``.
 
     Args:
-        comparison: of whose rows, where there are more than ``MAX_ROWS``, those with the highest AP
-            are shown, and the baseline.
-        folder: of the sweep; the pictures go into ``plots/`` in it, in place of those of an
-            earlier report.
+        comparison: of more than ``MAX_ROWS`` rows, the baseline and those with the highest AP are
+            shown.
+        folder: of the sweep; the pictures replace those in its ``plots/``.
 
     Returns:
-        Name -> PNG file, without the pictures of which there is no data.
+        Name -> PNG file.
 
     Raises:
         ExperimentError: the files cannot be written.
@@ -100,11 +88,11 @@ def draw_plots(comparison: Comparison, folder: Path) -> dict[str, Path]:
     plots = folder / "plots"
     drawn = {}
     try:
-        for path in (folder / "report.png", *(plots / f"{name}.png" for name in _PICTURES)):
+        for path in (folder / "report.png", *(plots / f"{name}.png" for name in PICTURES)):
             path.unlink(missing_ok=True)
             path.with_suffix(".svg").unlink(missing_ok=True)
         with matplotlib.rc_context(_STYLE):
-            for name, draw in _PICTURES.items():
+            for name, draw in PICTURES.items():
                 figure = draw(scene)
                 if figure is not None:
                     plots.mkdir(parents=True, exist_ok=True)
@@ -127,7 +115,7 @@ def draw_plots(comparison: Comparison, folder: Path) -> dict[str, Path]:
 
 def _set_scene(rows: Sequence[Row], baseline: str) -> _Scene:
     def rank(row: Row) -> tuple[bool, float]:
-        found = average(list(row.by_seed(_AP).values()))
+        found = row.average(_AP)
         return row.name != baseline, -found.mean if found else 1.0
 
     best = {row.name for row in sorted(rows, key=rank)[:MAX_ROWS]}
@@ -168,27 +156,10 @@ def _size(texts: Sequence[str]) -> tuple[float, float]:
 
 
 def _over_seeds(path: str) -> _Reader:
-    return lambda row: average(list(row.by_seed(path).values()))
+    return methodcaller("average", path)
 
 
 _AP = "results.bbox.AP"
-
-
-def _draw_sizes(scene: _Scene) -> Figure | None:
-    return _draw_bars(scene, _BY_SIZE, "AP by object size (percent, on the last weights)")
-
-
-def _draw_errors(scene: _Scene) -> Figure | None:
-    panels = {name: _over_seeds(f"results.errors.{name}") for name in ERRORS}
-    return _draw_bars(scene, panels, "AP50 gained by fixing all errors of one type")
-
-
-def _draw_positives(scene: _Scene) -> Figure | None:
-    panels = {
-        f"{size.strip('_') or 'all'} objects": _over_seeds(f"matching.positives_per_gt{size}")
-        for size in SIZES
-    }
-    return _draw_bars(scene, panels, "Positive anchors of an object (mean over training)")
 
 
 _BY_SIZE = {name: _over_seeds(f"results.bbox.{name}") for name in ("AP", "APs", "APm", "APl")}
@@ -196,7 +167,7 @@ _BY_SIZE = {name: _over_seeds(f"results.bbox.{name}") for name in ("AP", "APs", 
 
 def _draw_bars(scene: _Scene, panels: dict[str, _Reader], title: str) -> Figure | None:
     """Draw a panel for each figure, and in it a bar for each row."""
-    values = _read_panels(scene, panels)
+    values = _read_panels(scene.rows, panels)
     rows = _rows_in(scene, values)
     if not rows:
         return None
@@ -208,16 +179,18 @@ def _draw_bars(scene: _Scene, panels: dict[str, _Reader], title: str) -> Figure 
     return figure
 
 
-def _read_panels(scene: _Scene, panels: dict[str, _Reader]) -> dict[str, dict[str, Estimate]]:
+def _read_panels(
+    rows: Sequence[Row], panels: Mapping[str, Callable[[Row], _Value | None]]
+) -> dict[str, dict[str, _Value]]:
     """Return panel -> row -> value, without panels that no row has a value for."""
     values = {
-        name: {row.name: value for row in scene.rows if (value := read(row)) is not None}
+        name: {row.name: value for row in rows if (value := read(row)) is not None}
         for name, read in panels.items()
     }
     return {name: found for name, found in values.items() if found}
 
 
-def _rows_in(scene: _Scene, values: dict[str, dict[str, Estimate]]) -> list[Row]:
+def _rows_in(scene: _Scene, values: dict[str, dict[str, Any]]) -> list[Row]:
     return [row for row in scene.rows if any(row.name in found for found in values.values())]
 
 
@@ -225,14 +198,14 @@ def _fill_bars(
     figure: Figure | SubFigure,
     scene: _Scene,
     rows: Sequence[Row],
-    values: dict[str, dict[str, Estimate]],
+    values: dict[str, dict[str, Average]],
 ) -> None:
     panels = figure.subplots(1, len(values), sharex=True, sharey=True, squeeze=False)[0]
     for axes, (name, found) in zip(panels, values.items(), strict=True):
         for place, row in enumerate(rows):
-            value = found.get(row.name)
-            if value is None:
+            if row.name not in found:
                 continue
+            value = found[row.name]
             deviation = value.deviation or 0.0
             color = scene.looks[row.name].color
             axes.barh(place, value.mean, 0.62, color=color, alpha=0.85)
@@ -249,9 +222,8 @@ def _fill_bars(
         axes.locator_params(axis="x", nbins=4)
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")
-    highest = max(
-        v.mean + (v.deviation or 0.0) for found in values.values() for v in found.values()
-    )
+    drawn = [value for found in values.values() for value in found.values()]
+    highest = max(value.mean + (value.deviation or 0.0) for value in drawn)
     panels[0].set_xlim(0, 1.3 * highest or 1.0)  # the figure stands beside the bar
     panels[0].set_yticks(range(len(rows)), [scene.looks[row.name].tick for row in rows])
     panels[0].set_ylim(len(rows) - 0.4, -0.6)
@@ -308,44 +280,16 @@ def _figure_with_legend(width: float, scene: _Scene, rows: Sequence[Row]) -> Fig
     return figure
 
 
-def _draw_memory(scene: _Scene) -> Figure | None:
-    return _draw_trade_off(
-        scene,
-        {
-            "peak memory of training (MiB)": lambda outcome: outcome.memory,
-            "peak memory of evaluation (MiB)": lambda outcome: outcome.evaluation_memory,
-        },
-    )
-
-
-def _draw_speed(scene: _Scene) -> Figure | None:
-    return _draw_trade_off(
-        scene,
-        {
-            "training (images/s)": lambda outcome: outcome.figure("images_per_second"),
-            "evaluation, the model alone (images/s)": lambda outcome: outcome.figure(
-                "evaluation.images_per_second"
-            ),
-        },
-    )
-
-
 def _draw_trade_off(
     scene: _Scene, panels: dict[str, Callable[[Outcome], float | None]]
 ) -> Figure | None:
     """Draw a panel for each cost: AP over that cost, a point for each row."""
-    quality = _read_panels(scene, {"AP": _over_seeds(_AP)}).get("AP", {})
-    costs = {
-        name: {
-            row.name: cost
-            for row in scene.rows
-            if row.name in quality
-            and (cost := median([read(outcome) for outcome in row.finished])) is not None
-        }
-        for name, read in panels.items()
-    }
-    costs = {name: found for name, found in costs.items() if found}
-    rows = [row for row in scene.rows if any(row.name in found for found in costs.values())]
+    quality = _read_panels(scene.rows, {"AP": _over_seeds(_AP)}).get("AP", {})
+    costs = _read_panels(
+        [row for row in scene.rows if row.name in quality],
+        {name: methodcaller("median", read) for name, read in panels.items()},
+    )
+    rows = _rows_in(scene, costs)
     if not rows:
         return None
     figure = _figure_with_legend(4.2 * len(costs), scene, rows)
@@ -368,7 +312,7 @@ def _draw_trade_off(
 
 
 def _draw_overview(scene: _Scene, title: str) -> Figure | None:
-    values = _read_panels(scene, _BY_SIZE)
+    values = _read_panels(scene.rows, _BY_SIZE)
     rows = _rows_in(scene, values)
     if not rows:
         return None
@@ -382,11 +326,38 @@ def _draw_overview(scene: _Scene, title: str) -> Figure | None:
     return figure
 
 
-_PICTURES: dict[str, Callable[[_Scene], Figure | None]] = {
-    "ap_by_size": _draw_sizes,
+PICTURES: dict[str, Callable[[_Scene], Figure | None]] = {
+    "ap_by_size": partial(
+        _draw_bars, panels=_BY_SIZE, title="AP by object size (percent, on the last weights)"
+    ),
     "ap_over_iterations": _draw_curves,
-    "ap_against_memory": _draw_memory,
-    "ap_against_speed": _draw_speed,
-    "error_types": _draw_errors,
-    "positives_per_object": _draw_positives,
+    "ap_against_memory": partial(
+        _draw_trade_off,
+        panels={
+            "peak memory of training (MiB)": attrgetter("memory"),
+            "peak memory of evaluation (MiB)": attrgetter("evaluation_memory"),
+        },
+    ),
+    "ap_against_speed": partial(
+        _draw_trade_off,
+        panels={
+            "training (images/s)": methodcaller("figure", "images_per_second"),
+            "evaluation, the model alone (images/s)": methodcaller(
+                "figure", "evaluation.images_per_second"
+            ),
+        },
+    ),
+    "error_types": partial(
+        _draw_bars,
+        panels={name: _over_seeds(f"results.errors.{name}") for name in ERRORS},
+        title="AP50 gained by fixing all errors of one type",
+    ),
+    "positives_per_object": partial(
+        _draw_bars,
+        panels={
+            f"{size.strip('_') or 'all'} objects": _over_seeds(f"matching.positives_per_gt{size}")
+            for size in SIZES
+        },
+        title="Positive anchors of an object (mean over training)",
+    ),
 }

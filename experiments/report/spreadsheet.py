@@ -1,4 +1,4 @@
-"""All figures of all runs as CSV."""
+"""Every figure of every run as CSV."""
 
 from __future__ import annotations
 
@@ -9,13 +9,10 @@ from itertools import chain
 from operator import attrgetter, methodcaller
 from typing import Any
 
+from experiments.store.records import ERRORS, METRICS, RECALLS, SHARES, SIZES
+
 from .outcomes import Outcome
 
-METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-RECALLS = ("AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-ERRORS = ("classification", "localisation", "both", "duplicate", "background", "missed")
-SIZES = ("", "_small", "_medium", "_large")
-SHARES = ("positive", "ignored", "contested")
 _MEMORIES = ("process", "allocated", "reserved")
 
 _PATHS = {

@@ -1,4 +1,4 @@
-"""Statistics of a comparison: means over seeds, and paired differences with an interval."""
+"""Means over seeds, and paired differences with a confidence interval."""
 
 from __future__ import annotations
 
@@ -10,46 +10,38 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A figure over the seeds of a row.
-
-    Attributes:
-        mean: over the seeds.
-        deviation: sample standard deviation; None of one seed.
-        count: number of seeds.
-    """
+class Average:
+    """A figure over the seeds of a row."""
 
     mean: float
-    deviation: float | None
-    count: int
+    deviation: float | None  # sample standard deviation; None of one seed
+    count: int  # number of seeds
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A row less the baseline, paired by seed.
-
-    Attributes:
-        mean: over the seeds that both have.
-        half_width: of the 95 % interval of that mean, by Student's t; None of one seed.
-        count: number of those seeds.
-    """
+    """A row less the baseline, over the seeds that both have."""
 
     mean: float
-    half_width: float | None
-    count: int
+    half_width: float | None  # of the 95 % interval, by Student's t; None of one seed
+    count: int  # number of those seeds
 
 
-def average(values: Sequence[float]) -> Estimate | None:
+def average(values: Sequence[float]) -> Average | None:
     """Return mean and deviation; None without values."""
     if not values:
         return None
     mean = statistics.fmean(values)
-    deviation = _deviation(values, mean) if len(values) > 1 else None
-    return Estimate(mean, deviation, len(values))
+    if len(values) == 1:
+        return Average(mean, None, 1)
+    squares = math.fsum((value - mean) ** 2 for value in values)
+    return Average(mean, math.sqrt(squares / (len(values) - 1)), len(values))
 
 
 def paired_difference(own: Mapping[int, float], base: Mapping[int, float]) -> Difference | None:
-    """Return the mean difference, paired by seed: what a seed does to both cancels out.
+    """Return the mean difference of a row and the baseline, paired by seed.
+
+    Pairing cancels what a seed does to both.
 
     Args:
         own: seed -> figure of a row.
@@ -67,19 +59,11 @@ def paired_difference(own: Mapping[int, float], base: Mapping[int, float]) -> Di
     return Difference(found.mean, half_width, found.count)
 
 
-def _deviation(values: Sequence[float], mean: float) -> float:
-    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
-
-
 @functools.cache
 def t_quantile(freedom: int, level: float = 0.95) -> float:
-    """Return the t of a two-sided interval: ``P(|T| <= t) = level`` by Student's distribution.
+    """Return t with ``P(|T| <= t) = level`` for Student's T of ``freedom`` >= 1 degrees of freedom.
 
     scipy.special has it too, but its import takes longer than the rest of a report.
-
-    Args:
-        freedom: degrees of freedom, at least 1.
-        level: of the two-sided interval.
     """
     low, high = 0.0, math.pi / 2
     for _ in range(60):  # halves the angle of which t is the tangent, to the last bit
@@ -92,7 +76,7 @@ def t_quantile(freedom: int, level: float = 0.95) -> float:
 
 
 def _mass_within(angle: float, freedom: int) -> float:
-    """P(-t < T < t) for t = tan(angle) sqrt(freedom), by Abramowitz and Stegun, 26.7.3 and 4."""
+    """Return P(-t < T < t), t = tan(angle) sqrt(freedom): Abramowitz and Stegun, 26.7.3 and 4."""
     sine, cosine = math.sin(angle), math.cos(angle)
     odd = freedom % 2
     term, total = cosine if odd else 1.0, 0.0

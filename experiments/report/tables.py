@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from operator import attrgetter, methodcaller
 from pathlib import Path
 from typing import Any
 
 from experiments.store.files import now
+from experiments.store.records import ERRORS, METRICS, SHARES, SIZES
 
-from .fairness import Knob, describe_data, unequal_knobs
-from .outcomes import Comparison, Outcome, Row, median
+from .fairness import Knob, describe_data, shorten, unequal_knobs
+from .outcomes import Comparison, Outcome, Row
 from .page import Block, Document, Heading, Items, Picture, Table, Text
-from .spreadsheet import ERRORS, METRICS, SHARES, SIZES
-from .statistics import average, paired_difference
+from .statistics import paired_difference
 
 _NONE = "—"
 _LISTED_RUNS = 40  # report.csv has them all
@@ -60,15 +61,13 @@ def compose(
     Args:
         comparison: of the runs.
         mixes: unequal data or schedules; see ``find_mixes``.
-        drawn: name -> picture, in the folder ``plots``; None if no plots were asked for.
+        drawn: name -> picture in ``plots/``; None if no plots were asked for.
         remark: why the states may be out of date; may be empty.
     """
     blocks: list[Block] = [Text(comparison.sweep.question)]
     if mixes:
-        blocks += [
-            Text("These runs were not trained and evaluated alike:", warning=True),
-            Items(list(mixes)),
-        ]
+        warning = Text("These runs were not trained and evaluated alike:", warning=True)
+        blocks += [warning, Items(list(mixes))]
     blocks += [results_table(comparison), Text(_RESULTS)]
     if drawn is not None:
         blocks += _overview(comparison, drawn)
@@ -86,6 +85,7 @@ def compose(
 def results_table(comparison: Comparison) -> Table:
     """Return the table of AP and cost, a line for each row."""
     base = comparison.baseline.by_seed("results.bbox.AP")
+    figure = partial(methodcaller, "figure")
 
     def versus(row: Row) -> str:
         if row is comparison.baseline:
@@ -100,7 +100,7 @@ def results_table(comparison: Comparison) -> Table:
         return f"{found.mean:+.1f}{interval}, n={found.count}"
 
     def cost(form: str, read: Callable[[Outcome], float | None], row: Row) -> str:
-        value = median([read(outcome) for outcome in row.finished])
+        value = row.median(read)
         return _NONE if value is None else form.format(value)
 
     return _table(
@@ -108,12 +108,10 @@ def results_table(comparison: Comparison) -> Table:
         {
             **{name: partial(_mean, f"results.bbox.{name}") for name in METRICS},
             "vs baseline": versus,
-            "images/s": partial(cost, "{:.1f}", lambda run: run.figure("images_per_second")),
-            "s/iter": partial(
-                cost, "{:.3f}", lambda run: run.figure("median_seconds_per_iteration")
-            ),
-            "MiB": partial(cost, "{:.0f}", lambda run: run.memory),
-            "eval s": partial(cost, "{:.1f}", lambda run: run.figure("evaluation.seconds")),
+            "images/s": partial(cost, "{:.1f}", figure("images_per_second")),
+            "s/iter": partial(cost, "{:.3f}", figure("median_seconds_per_iteration")),
+            "MiB": partial(cost, "{:.0f}", attrgetter("memory")),
+            "eval s": partial(cost, "{:.1f}", figure("evaluation.seconds")),
             "runs": _states,
         },
     )
@@ -121,13 +119,11 @@ def results_table(comparison: Comparison) -> Table:
 
 def _errors(comparison: Comparison) -> list[Block]:
     def cell(name: str, row: Row) -> str:
-        own = row.by_seed(f"results.errors.{name}")
-        if not own or row is comparison.baseline:
-            return _mean(f"results.errors.{name}", row)
-        base = comparison.baseline.by_seed(f"results.errors.{name}")
-        difference = paired_difference(own, base)
-        less = "" if difference is None else f" ({difference.mean:+.1f})"
-        return _mean(f"results.errors.{name}", row) + less
+        path = f"results.errors.{name}"
+        difference = paired_difference(row.by_seed(path), comparison.baseline.by_seed(path))
+        if difference is None or row is comparison.baseline:
+            return _mean(path, row)
+        return f"{_mean(path, row)} ({difference.mean:+.1f})"
 
     if not any(run.figure("results.errors") for run in comparison.outcomes):
         return [Text("No run has measured its error types (see `docs/measurements.md`).")]
@@ -136,7 +132,7 @@ def _errors(comparison: Comparison) -> list[Block]:
 
 def _matching(comparison: Comparison) -> list[Block]:
     def percent(name: str, row: Row) -> str:
-        found = average(list(row.by_seed(f"matching.{name}_anchor_share").values()))
+        found = row.average(f"matching.{name}_anchor_share")
         return _NONE if found is None else f"{100 * found.mean:.2f}"
 
     if not any(run.figure("matching") for run in comparison.outcomes):
@@ -154,26 +150,20 @@ def _knobs(comparison: Comparison) -> list[Block]:
     if not different and not some:
         return [Text("No config key differs between the rows.")]
     blocks: list[Block] = [Text(_KNOBS)]
-    if len(comparison.rows) <= _KNOB_COLUMNS:
-        names = [row.name for row in comparison.rows]
-        columns = ["key", "", *names]
-        lines = [
-            [knob.key, _role(knob), *(knob.values.get(name, _NONE) for name in names)]
-            for knob in different
-        ]
-    else:
-        columns = ["key", "", "values (rows)"]
-        lines = [[knob.key, _role(knob), _group_values(knob)] for knob in different]
+    names = [row.name for row in comparison.rows]
+    wide = len(names) <= _KNOB_COLUMNS
+    columns = ["key", "", *(names if wide else ["values (rows)"])]
+    lines = []
+    for knob in different:
+        role = "question" if knob.asked else "also differs"
+        values = [knob.values.get(name, _NONE) for name in names] if wide else [_group_values(knob)]
+        lines.append([knob.key, role, *values])
     if different:
         blocks.append(Table(columns, lines, labels=len(columns)))
     if some:
         blocks.append(Text("Read by some of the models only, and not at their default:"))
         blocks.append(Items(_list_partial(some)))
     return blocks
-
-
-def _role(knob: Knob) -> str:
-    return "question" if knob.asked else "also differs"
 
 
 def _group_values(knob: Knob) -> str:
@@ -190,16 +180,16 @@ def _group_values(knob: Knob) -> str:
 
 
 def _list_partial(knobs: Sequence[Knob]) -> list[str]:
-    """A line for each group of rows."""
+    """Return a line for each group of rows."""
     groups: dict[tuple[str, ...], list[str]] = {}
     for knob in knobs:
         value = next(iter(knob.values.values()))
         groups.setdefault(tuple(knob.values), []).append(f"`{knob.key}` {value}")
-    return [f"{_shorten(rows)}: {', '.join(keys)}" for rows, keys in groups.items()]
+    return [f"{shorten(rows, _LISTED_NAMES)}: {', '.join(keys)}" for rows, keys in groups.items()]
 
 
 def _runs(comparison: Comparison) -> list[Block]:
-    """List what a reader needs to trace the figures: versions, hardware, data, all runs."""
+    """List versions, hardware, data and all runs, to trace the figures."""
     runs = comparison.outcomes
     done = [run for run in runs if run.summary]
 
@@ -207,20 +197,22 @@ def _runs(comparison: Comparison) -> list[Block]:
         return "; ".join(dict.fromkeys(str(read(run)) for run in done)) or _NONE
 
     def versions(run: Outcome) -> str:
-        return ", ".join(
-            f"{name} {value}" for name, value in (run.figure("versions") or {}).items()
-        )
+        return ", ".join(f"{name} {value}" for name, value in run.figure("versions").items())
 
     def hardware(run: Outcome) -> str:
-        gpus = Counter(run.figure("hardware.gpus") or [])
+        gpus = Counter(run.figure("hardware.gpus"))
         return ", ".join(f"{n} x {gpu}" for gpu, n in gpus.items()) or run.figure("hardware.cpu")
 
     missing = [run.name for run in runs if not run.summary]
-    restarted = [f"{run.name} {_count_starts(run)}" for run in runs if run.starts > 1]
+    restarted = [
+        f"{run.name} {run.starts}" + (f" ({run.requeues} requeued)" if run.requeues else "")
+        for run in runs
+        if run.starts > 1
+    ]
     ranks = comparison.sweep.ranks
     items = [
         f"{len(done)} of {len(runs)} runs have results"
-        + (f"; without: {_shorten(missing)}" if missing else ""),
+        + (f"; without: {shorten(missing, _LISTED_NAMES)}" if missing else ""),
         f"Commit: {values(lambda run: run.figure('commit'))}",
         f"Versions: {values(versions)}",
         f"Hardware: {values(hardware)}; {ranks} rank{'s' if ranks > 1 else ''} a run",
@@ -229,7 +221,7 @@ def _runs(comparison: Comparison) -> list[Block]:
         f"Seeds: {', '.join(map(str, sorted({run.run.seed for run in runs})))}",
     ]
     if restarted:
-        items.append(f"Started more than once: {_shorten(restarted)}")
+        items.append(f"Started more than once: {shorten(restarted, _LISTED_NAMES)}")
     if done and (command := done[0].figure("command")):
         items.append(f"{done[0].name} without a sweep: `{command}`; the others: `report.csv`")
     items.append(f"Written {now()} by `python -m experiments report {comparison.sweep.sweep}`")
@@ -248,10 +240,6 @@ def _line(run: Outcome) -> list[str]:
     ]  # fmt: skip
 
 
-def _count_starts(run: Outcome) -> str:
-    return f"{run.starts} ({run.requeues} requeued)" if run.requeues else str(run.starts)
-
-
 def _overview(comparison: Comparison, drawn: Mapping[str, Path]) -> list[Block]:
     """Return the pictures of AP, and name those that are missing."""
     from .plots import MAX_ROWS
@@ -262,12 +250,8 @@ def _overview(comparison: Comparison, drawn: Mapping[str, Path]) -> list[Block]:
     if missing:
         blocks.append(Text(f"Not drawn, as no run has measured it: {', '.join(missing)}."))
     if len(comparison.rows) > MAX_ROWS:
-        blocks.append(
-            Text(
-                f"Pictures show {MAX_ROWS} of {len(comparison.rows)} rows: the baseline, and those "
-                "with the highest AP."
-            )
-        )
+        shown = f"{MAX_ROWS} of {len(comparison.rows)} rows"
+        blocks.append(Text(f"Pictures show {shown}: the baseline, and those with the highest AP."))
     return blocks
 
 
@@ -290,7 +274,7 @@ def _table(comparison: Comparison, columns: Mapping[str, Callable[[Row], str]]) 
 
 
 def _mean(path: str, row: Row) -> str:
-    found = average(list(row.by_seed(path).values()))
+    found = row.average(path)
     if found is None:
         return _NONE
     text = f"{found.mean:.1f}"
@@ -315,9 +299,3 @@ def _states(row: Row) -> str:
         for state, members in seeds.items()
     )
     return f"{len(row.finished)} of {len(row.outcomes)} seeds; {others}"
-
-
-def _shorten(names: Iterable[str]) -> str:
-    names = list(names)
-    more = len(names) - _LISTED_NAMES
-    return ", ".join(names[:_LISTED_NAMES]) + (f" and {more} more" if more > 0 else "")

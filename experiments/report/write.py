@@ -1,4 +1,4 @@
-"""The comparison of a sweep's runs, from their files alone: tables, plots, and a page to mail."""
+"""Write the report of a sweep from the files of its runs: tables, plots, and a page to mail."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def write_report(
 
     Args:
         ledger: of the runs.
-        name: of the sweep, as it was submitted.
-        plots: draw them; each only where a run has its data.
-        allow_mixed: compare runs of different data or schedules all the same, and say so.
+        name: of the sweep.
+        plots: draw those that have data.
+        allow_mixed: compare runs despite different data or schedules, with a warning.
 
     Returns:
         The Markdown text, and the files written.
 
     Raises:
-        ExperimentError: nothing of the sweep was submitted; its runs cannot be compared; or the
-        folder cannot be written.
+        ExperimentError: the sweep was never submitted, its runs cannot be compared, or the folder
+        cannot be written.
     """
     sweep = ledger.read_sweep(name)
     outcomes, remark = read_outcomes(ledger, sweep)

@@ -1,7 +1,7 @@
 """Resolve configs in a process of its own, since importing Detectron2 imports torch.
 
-``python -m experiments.spec.build_configs`` reads requests from standard input as JSON and writes
-answers to the file that they name. :mod:`experiments.spec.resolve` starts it.
+``python -m experiments.spec.build_configs OUTPUT`` reads requests from standard input as JSON and
+writes answers to ``OUTPUT``. :mod:`experiments.spec.resolve` starts it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from yolof_d2.data.datasets import find_data_path
 from yolof_d2.engine import Launch, preflight
 from yolof_d2.errors import UserError
 
-from .resolve import ConfigAnswer, ConfigRequest, ConfigTask
+from .resolve import ConfigAnswer, ConfigRequest
 
 _MANY = 40  # requests that make a second process worth its start
 
@@ -47,7 +47,7 @@ def resolve(request: ConfigRequest) -> ConfigAnswer:
 
 
 def _config_files(path: str) -> list[str]:
-    """A config file and those that its ``_BASE_`` names, in turn."""
+    """List a config file and its bases, recursively."""
     with open(path) as file:
         root = yaml.compose(file)  # not loaded: Detectron2's own files hold Python expressions
     bases: list[str] = []
@@ -77,10 +77,9 @@ def _data_files(cfg: CfgNode) -> list[str]:
     return [find_data_path(path, key=f"DATASETS.{key}") for key, path in given.items() if path]
 
 
-def main() -> int:
-    """Answer the requests on standard input; returns the exit status."""
-    task = ConfigTask.model_validate_json(sys.stdin.read())
-    requests = task.requests
+def main() -> None:
+    """Answer the requests on standard input."""
+    requests = [ConfigRequest.model_validate(each) for each in json.load(sys.stdin)]
     logging.getLogger("yolof_d2").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     workers = min(os.cpu_count() or 1, 8, len(requests) // _MANY)
@@ -90,10 +89,9 @@ def main() -> int:
             answers = pool.map(resolve, requests, chunksize=-(-len(requests) // workers))
     else:
         answers = [resolve(request) for request in requests]
-    with open(task.output, "w") as file:
+    with open(sys.argv[1], "w") as file:
         json.dump([answer.model_dump() for answer in answers], file)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,4 +1,4 @@
-"""A cluster is data: where runs go and how they are asked for there."""
+"""Cluster files: where runs go, and what to ask for there."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CLUSTERS = Path(__file__).parents[1] / "clusters"
 
 
 class Cluster(BaseModel):
-    """A cluster as its file says it; see ``docs/sweeps.md``."""
+    """The content of a cluster file; see ``docs/sweeps.md``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -44,21 +44,13 @@ class Cluster(BaseModel):
 
 
 def load_cluster(name: str, folder: Path = CLUSTERS) -> tuple[str, Cluster]:
-    """Read a cluster.
-
-    Args:
-        name: of a file in ``folder``, or the path of a YAML file.
-
-    Returns:
-        Its name, and what its file says.
+    """Return the name and content of a cluster file, given by its name in ``folder`` or its path.
 
     Raises:
-        ExperimentError: there is no such cluster, or its file is wrong; the message names file and
-        line.
+        ExperimentError: there is no such cluster, or its file is wrong; with file and line.
     """
-    path = (
-        Path(name) if "/" in name or name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
-    )
+    is_path = "/" in name or name.endswith((".yaml", ".yml"))
+    path = Path(name) if is_path else folder / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
         raise ExperimentError(

@@ -1,4 +1,4 @@
-"""What makes two runs the same run.
+"""The identity of a run.
 
 A run is the hash of its resolved config and its number of ranks, less :data:`EXCLUDED_KEYS`. The
 ranks count because batch statistics and random numbers are each rank's own: the same config on 8
@@ -28,15 +28,7 @@ does change what is drawn. Neither are the paths of data, of which a change may 
 
 
 def run_id(config: ResolvedConfig, ranks: int) -> str:
-    """Return the id of a run, by what it computes.
-
-    Args:
-        config: the resolved config.
-        ranks: number of processes.
-
-    Returns:
-        12 hexadecimal digits.
-    """
+    """Return the id of a run, 12 hexadecimal digits."""
     kept = dict(config.root)
     for key in EXCLUDED_KEYS:
         *parents, leaf = key.split(".")

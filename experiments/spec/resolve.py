@@ -1,4 +1,4 @@
-"""The resolved config of each run, remembered by the content of what it was made from.
+"""Resolve the configs of a sweep, and cache them by the content of what they were made from.
 
 Resolving needs Detectron2 and therefore torch, which takes seconds to import. It happens in a
 process of its own (:mod:`experiments.spec.build_configs`), once per distinct config.
@@ -31,82 +31,59 @@ from experiments.store.records import (
     SweepRun,
     WandbNames,
 )
+from experiments.store.snapshot import ROOT, python_path
 
 from .identity import run_id
 from .sweep import LoadedSweep, Run
-
-ROOT = Path(__file__).parents[2]
 
 _LARGE = 1 << 20  # bytes; larger files are known by size and time, smaller ones by content
 
 
 class ConfigRequest(BaseModel):
-    """What :mod:`experiments.spec.build_configs` is asked: overrides are keys and values, flat."""
+    """A config to resolve; overrides are keys and values, flat."""
 
     config: str
     overrides: list[Any]
     ranks: int
 
 
-class ConfigTask(BaseModel):
-    """What it reads from standard input: the requests, and the file to answer to."""
-
-    requests: list[ConfigRequest]
-    output: str
-
-
 class ConfigAnswer(Record):
-    """What it answers, and what is remembered of it.
+    """A resolved config, as :mod:`experiments.spec.build_configs` returns it, and as it is cached.
 
-    Attributes:
-        config: every key; None if there is an ``error``.
-        model_node: see :class:`~experiments.store.records.RunRecord`.
-        files: what the config was made from -> their stamps, or "".
-        error: why it cannot be resolved, or its model cannot be built.
+    ``files`` are those it was made from, with their stamps once they are known.
     """
 
-    config: ResolvedConfig | None = None
-    model_node: str | None = None
+    config: ResolvedConfig | None = None  # None if there is an error
+    model_node: str | None = None  # see RunRecord
     files: dict[str, str] = {}
-    error: str = ""
+    error: str = ""  # why it cannot be resolved, or its model cannot be built
 
 
 @dataclass(frozen=True)
 class ResolvedRun:
-    """A run of a sweep with everything its config says.
+    """A run of a sweep and its resolved config."""
 
-    Attributes:
-        id: see :func:`experiments.spec.identity.run_id`.
-        run: as the sweep asks for it.
-        config: every key.
-        model_node: see :class:`~experiments.store.records.RunRecord`.
-    """
-
-    id: str
+    id: str  # see experiments.spec.identity.run_id
     run: Run
     config: ResolvedConfig
-    model_node: str | None
+    model_node: str | None  # see RunRecord
 
     @property
     def iterations(self) -> int:
-        """How long it trains."""
+        """Length of its training."""
         return int(self.config["SOLVER.MAX_ITER"])
 
 
 def resolve_runs(loaded: LoadedSweep, cache: Path) -> list[ResolvedRun]:
-    """Resolve all runs of a sweep.
-
-    Args:
-        loaded: the sweep.
-        cache: folder of what was resolved before.
+    """Resolve all runs of a sweep, with the folder of what was resolved before.
 
     Raises:
-        ExperimentError: a config that cannot be resolved or whose model cannot be built, or two
-        runs that are the same; with file and line.
+        ExperimentError: a config cannot be resolved, its model cannot be built, or two runs are the
+        same; with file and line.
     """
     ranks = loaded.sweep.resources.ranks
     requests = {_request_key(run, ranks): run for run in loaded.runs}
-    known = {key: found for key in requests if (found := _remembered(cache, key)) is not None}
+    known = {key: found for key in requests if (found := _cached(cache, key)) is not None}
     wanted = [key for key in requests if key not in known]
     if wanted:
         _make_data(loaded)
@@ -172,10 +149,10 @@ def _entry(cache: Path, key: str) -> Path:
     return cache / "resolved" / f"{key}.json"
 
 
-def _remembered(cache: Path, key: str) -> ConfigAnswer | None:
+def _cached(cache: Path, key: str) -> ConfigAnswer | None:
     try:
         entry = read_record(_entry(cache, key), ConfigAnswer)
-    except RecordError:  # it can be made again
+    except RecordError:  # it is resolved again
         return None
     if entry is None or any(_stamp(file) != stamp for file, stamp in entry.files.items()):
         return None
@@ -211,9 +188,10 @@ def _ask(requests: Sequence[ConfigRequest]) -> list[ConfigAnswer]:
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "answers.json")
         done = subprocess.run(
-            [sys.executable, "-m", "experiments.spec.build_configs"],
-            input=ConfigTask(requests=list(requests), output=str(output)).model_dump_json(),
-            env={**os.environ, "PYTHONPATH": _python_path(), "CUDA_VISIBLE_DEVICES": ""},
+            [sys.executable, "-m", "experiments.spec.build_configs", str(output)],
+            input=json.dumps([request.model_dump() for request in requests]),
+            # This checkout comes first on the path: it is the code that was asked about.
+            env={**os.environ, "PYTHONPATH": python_path(ROOT), "CUDA_VISIBLE_DEVICES": ""},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -226,15 +204,12 @@ def _ask(requests: Sequence[ConfigRequest]) -> list[ConfigAnswer]:
         return [ConfigAnswer.model_validate(each) for each in json.loads(output.read_text())]
 
 
-def _python_path() -> str:
-    """``PYTHONPATH`` with this checkout first, so that it is the code that was asked about."""
-    before = os.environ.get("PYTHONPATH")
-    return os.pathsep.join([str(ROOT), *([before] if before else [])])
-
-
 def sweep_record(loaded: LoadedSweep, resolved: Sequence[ResolvedRun]) -> SweepRecord:
-    """Make ``sweep.json`` of what a sweep asks for now."""
+    """Make the record of a sweep."""
     sweep = loaded.sweep
+    runs = [SweepRun(id=each.id, name=each.run.name, row=each.run.row, cells=each.run.cells,
+                     seed=each.run.seed, iterations=each.iterations)
+            for each in resolved]  # fmt: skip
     return SweepRecord(
         sweep=loaded.name,
         file=str(loaded.path),
@@ -244,22 +219,12 @@ def sweep_record(loaded: LoadedSweep, resolved: Sequence[ResolvedRun]) -> SweepR
         ranks=sweep.resources.ranks,
         seconds_per_iteration=sweep.resources.seconds_per_iteration,
         submitted=now(),
-        runs=[
-            SweepRun(
-                id=each.id,
-                name=each.run.name,
-                row=each.run.row,
-                cells=each.run.cells,
-                seed=each.run.seed,
-                iterations=each.iterations,
-            )
-            for each in resolved
-        ],
+        runs=runs,
     )
 
 
 def run_record(loaded: LoadedSweep, resolved: ResolvedRun) -> RunRecord:
-    """Make ``run.json`` of a run."""
+    """Make the record of a run."""
     run = resolved.run
     return RunRecord(
         id=resolved.id,

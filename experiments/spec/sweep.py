@@ -1,29 +1,39 @@
-"""A sweep is data: which runs answer one question.
+"""Sweep files: the runs that answer one question.
 
 A file in ``experiments/sweeps/`` has a base config, axes of named overrides, seeds, resources and
-the row that the others are compared with; ``docs/sweeps.md`` describes each key. :func:`load_sweep`
-reads it and lists its runs. Config files are not opened here.
+the row that the others are compared with; ``docs/sweeps.md`` describes each key. Config files are
+not opened here.
 """
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import re
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+)
 
 from experiments.errors import ExperimentError
 
-from .source import Location, Source
+from .source import Source
 
 SWEEPS = Path(__file__).parents[1] / "sweeps"
 
 ConfigKey = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]*(\.[A-Z][A-Z0-9_]*)*$")]
 Overrides = dict[ConfigKey, Any]
+Choices = Annotated[list[str], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)]
 
 
 class _Strict(BaseModel):
@@ -70,14 +80,14 @@ class Data(_Strict):
 
 
 class Sweep(_Strict):
-    """A sweep as its file says it; see ``docs/sweeps.md``."""
+    """The content of a sweep file; see ``docs/sweeps.md``."""
 
     question: str = Field(min_length=1)
     config: str
     overrides: Overrides = Field(default_factory=dict)
     axes: dict[str, Axis] = Field(default_factory=dict)
     zip: list[list[str]] = Field(default_factory=list)
-    exclude: list[dict[str, str | list[str]]] = Field(default_factory=list)
+    exclude: list[dict[str, Choices]] = Field(default_factory=list)
     runs: dict[str, Choice] = Field(default_factory=dict)
     baseline: str | dict[str, str]
     seeds: list[int] = Field(default=[0], min_length=1)
@@ -88,52 +98,34 @@ class Sweep(_Strict):
 
 @dataclass(frozen=True)
 class Run:
-    """One run that a sweep asks for.
+    """A run that a sweep asks for."""
 
-    Attributes:
-        name: what differs from the other runs, such as ``encoder=Projector,seed=1``.
-        row: the name without the seed: runs of one row differ in nothing else.
-        cells: axis -> choice; for a run of the explicit list ``run`` -> its name.
-        config: path of the config file.
-        overrides: key -> value, without the seed.
-        seed: value of ``SEED``.
-        line: where in the sweep file it comes from.
-    """
-
-    name: str
-    row: str
-    cells: dict[str, str]
-    config: str
-    overrides: dict[str, Any]
+    name: str  # what differs from the other runs, such as encoder=Projector,seed=1
+    row: str  # the name without the seed: runs of one row differ in nothing else
+    cells: dict[str, str]  # axis -> choice; for a run of the explicit list "run" -> its name
+    config: str  # path of the config file
+    overrides: dict[str, Any]  # without the seed
     seed: int
-    line: int
+    line: int  # of the sweep file
 
 
 class LoadedSweep:
     """A sweep, its name, and the file it is from."""
 
-    def __init__(self, name: str, sweep: Sweep, source: Source, variant: str | None):
+    def __init__(self, name: str, sweep: Sweep, source: Source):
         self.name = name
         self.sweep = sweep
+        self.path = source.path
         self._source = source
-        self._variant = variant
         self.runs = self._expand()
         self.baseline = self._find_baseline()
 
-    @property
-    def path(self) -> Path:
-        return self._source.path
-
     def error(self, message: str, line: int) -> ExperimentError:
-        """An error that names the file and a line of it."""
+        """Return an error that names the file and a line of it."""
         return ExperimentError(f"{self.path}:{line}: {message}")
 
     def line(self, *location: str | int) -> int:
-        """Line of a key of this sweep: in its variant if it is there, else at the top."""
-        if self._variant is not None:
-            inside = ("variants", self._variant, *location)
-            if self._source._holds(inside):
-                return self._source.line(inside)
+        """Return the line of a key of the sweep."""
         return self._source.line(location)
 
     def _expand(self) -> list[Run]:
@@ -143,24 +135,16 @@ class LoadedSweep:
         seeds = self.sweep.seeds
         if len(set(seeds)) < len(seeds):
             raise self.error(f"seeds: each only once, got {seeds}", self.line("seeds"))
-        several = len(seeds) > 1
-        runs = [
-            Run(f"{row.name},seed={seed}" if several else row.name, row.row, row.cells,
-                row.config, row.overrides, seed, row.line)
-            for row in rows
-            for seed in seeds
-        ]  # fmt: skip
-        names: dict[str, Run] = {}
-        for run in runs:
-            if run.name in names:
-                raise self.error(
-                    f"two runs are named {run.name!r} (the other: line {names[run.name].line})",
-                    run.line,
-                )
-            if "SEED" in run.overrides:
-                raise self.error("SEED is set by 'seeds'; remove the override", run.line)
-            names[run.name] = run
-        return runs
+        runs: dict[str, Run] = {}
+        for row, seed in itertools.product(rows, seeds):
+            name = f"{row.name},seed={seed}" if len(seeds) > 1 else row.name
+            if name in runs:
+                other = runs[name].line
+                raise self.error(f"two runs are named {name!r} (the other: line {other})", row.line)
+            if "SEED" in row.overrides:
+                raise self.error("SEED is set by 'seeds'; remove the override", row.line)
+            runs[name] = replace(row, name=name, seed=seed)
+        return list(runs.values())
 
     def _product(self) -> list[Run]:
         axes = {name: self._choices(name) for name in self.sweep.axes}
@@ -168,11 +152,13 @@ class LoadedSweep:
             return []
         rows = []
         for picked in itertools.product(*self._groups(axes)):
-            cells = {axis: choice for group in picked for axis, choice in group}
+            cells = dict(itertools.chain(*picked))
             cells = {axis: cells[axis] for axis in axes}  # in the order of the file
-            if any(self._matches(cells, rule) for rule in self.sweep.exclude):
-                continue
-            rows.append(self._row(cells, {axis: axes[axis][cells[axis]] for axis in axes}))
+            if not any(
+                all(cells[axis] in choices for axis, choices in rule.items())
+                for rule in self.sweep.exclude
+            ):
+                rows.append(self._row(cells, {axis: axes[axis][cells[axis]] for axis in axes}))
         return rows
 
     def _choices(self, axis: str) -> dict[str, Choice]:
@@ -185,7 +171,7 @@ class LoadedSweep:
         return choices
 
     def _groups(self, axes: dict[str, dict[str, Choice]]) -> list[list[list[tuple[str, str]]]]:
-        """Axes that advance together are one group; each other axis is a group of its own."""
+        """Group axes that advance together; each other axis is a group of its own."""
         groups, zipped = [], set()
         for index, names in enumerate(self.sweep.zip):
             line = self.line("zip", index)
@@ -204,8 +190,7 @@ class LoadedSweep:
                 groups.append([[(name, choice)] for choice in axes[name]])
         for index, rule in enumerate(self.sweep.exclude):
             for axis, choices in rule.items():
-                listed = [choices] if isinstance(choices, str) else choices
-                unknown = [choice for choice in listed if choice not in axes.get(axis, {})]
+                unknown = [choice for choice in choices if choice not in axes.get(axis, {})]
                 if unknown:
                     known = list(axes.get(axis, axes))
                     raise self.error(
@@ -213,13 +198,6 @@ class LoadedSweep:
                         self.line("exclude", index),
                     )
         return groups
-
-    @staticmethod
-    def _matches(cells: dict[str, str], rule: dict[str, str | list[str]]) -> bool:
-        return all(
-            cells[axis] in ([choices] if isinstance(choices, str) else choices)
-            for axis, choices in rule.items()
-        )
 
     def _row(self, cells: dict[str, str], choices: dict[str, Choice]) -> Run:
         overrides = dict(self.sweep.overrides)
@@ -229,11 +207,8 @@ class LoadedSweep:
             written = [*choice.overrides, *(["config"] if choice.config else [])]
             for key in written:
                 if key in set_by:
-                    raise self.error(
-                        f"axes {set_by[key]!r} and {axis!r} both set {key}; only one of them can "
-                        "have its way",
-                        line,
-                    )
+                    message = f"axes {set_by[key]!r} and {axis!r} both set {key}; expected one"
+                    raise self.error(message, line)
                 set_by[key] = axis
             overrides.update(choice.overrides)
             config = choice.config or config
@@ -243,21 +218,13 @@ class LoadedSweep:
 
     def _explicit(self) -> list[Run]:
         return [
-            Run(
-                name,
-                name,
-                {"run": name},
-                choice.config or self.sweep.config,
-                {**self.sweep.overrides, **choice.overrides},
-                0,
-                self.line("runs", name),
-            )
+            Run(name, name, {"run": name}, choice.config or self.sweep.config,
+                {**self.sweep.overrides, **choice.overrides}, 0, self.line("runs", name))
             for name, choice in self.sweep.runs.items()
-        ]
+        ]  # fmt: skip
 
     def _find_baseline(self) -> str:
         wanted = self.sweep.baseline
-        line = self.line("baseline")
         cells = {"run": wanted} if isinstance(wanted, str) else wanted
         found = {run.row for run in self.runs if cells.items() <= run.cells.items()}
         if len(found) != 1:
@@ -265,13 +232,13 @@ class LoadedSweep:
             raise self.error(
                 f"baseline: {wanted!r} fits {len(found)} rows, expected exactly one of "
                 + ", ".join(rows[:12]),
-                line,
+                self.line("baseline"),
             )
         return found.pop()
 
 
 def sweep_names(folder: Path = SWEEPS) -> list[str]:
-    """Names of the sweeps in a folder, without their variants."""
+    """List the sweeps in a folder, without their variants."""
     return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
@@ -284,8 +251,7 @@ def load_sweep(name: str, folder: Path = SWEEPS) -> LoadedSweep:
         folder: where the shipped ones are.
 
     Raises:
-        ExperimentError: there is no such sweep or variant, or its file is wrong; the message names
-        file and line.
+        ExperimentError: there is no such sweep or variant, or its file is wrong, with the line.
     """
     path, variant = _locate(name, folder)
     source = Source(path)
@@ -293,19 +259,23 @@ def load_sweep(name: str, folder: Path = SWEEPS) -> LoadedSweep:
     variants = content.pop("variants", None) or {}
     if not isinstance(variants, dict) or not all(isinstance(v, dict) for v in variants.values()):
         raise source.error("variants: expected names with keys under them", ("variants",))
-    at: Location = ()
-    if variant is not None:
+    if variant:
         if variant not in variants:
             known = ", ".join(variants) or "it has none"
             raise source.error(f"there is no variant {variant!r}; its variants: {known}")
         content.update(variants[variant])
-        at = ("variants", variant)
-    sweep = source.validate(Sweep, content, at)
-    return LoadedSweep(f"{path.stem}.{variant}" if variant else path.stem, sweep, source, variant)
+        source.focus = ("variants", variant)
+    return LoadedSweep(recorded_name(name), source.validate(Sweep, content), source)
+
+
+def recorded_name(given: str) -> str:
+    """Return the name under which a sweep is submitted, whether or not its file exists."""
+    file, variant = _split(given)
+    return f"{Path(file).stem}.{variant}" if variant else Path(file).stem
 
 
 def describe_sweeps(folder: Path = SWEEPS) -> list[tuple[str, str, list[str]]]:
-    """Name, question and variants of each sweep in a folder."""
+    """List name, question and variants of each sweep in a folder."""
     rows = []
     for name in sweep_names(folder):
         content = Source(folder / f"{name}.yaml").content
@@ -313,17 +283,25 @@ def describe_sweeps(folder: Path = SWEEPS) -> list[tuple[str, str, list[str]]]:
     return rows
 
 
-def _locate(name: str, folder: Path) -> tuple[Path, str | None]:
-    if "/" in name or name.split(":")[0].endswith((".yaml", ".yml")):
-        file, _, variant = name.partition(":")
-        if not Path(file).is_file():
-            raise ExperimentError(f"there is no sweep file {file}")
-        return Path(file), variant or None
-    stem, _, variant = name.replace(":", ".").partition(".")
+def _split(name: str) -> tuple[str, str]:
+    """Split a shipped sweep's name, or a path, from its variant."""
+    name, separator = (name, ":") if _is_path(name) else (name.replace(":", "."), ".")
+    file, _, variant = name.partition(separator)
+    return file, variant
+
+
+def _is_path(name: str) -> bool:
+    return "/" in name or name.split(":")[0].endswith((".yaml", ".yml"))
+
+
+def _locate(name: str, folder: Path) -> tuple[Path, str]:
+    stem, variant = _split(name)
+    if _is_path(name):
+        if not Path(stem).is_file():
+            raise ExperimentError(f"there is no sweep file {stem}")
+        return Path(stem), variant
     path = folder / f"{stem}.yaml"
     if not path.is_file():
-        import difflib
-
         known = sweep_names(folder)
         near = difflib.get_close_matches(stem, known, 1, cutoff=0)
         hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -333,10 +311,10 @@ def _locate(name: str, folder: Path) -> tuple[Path, str | None]:
         )
     with suppress(ValueError):
         path = path.relative_to(Path.cwd())  # as short as it can be in messages
-    return path, variant or None
+    return path, variant
 
 
 def _name(value: Any) -> str:
-    """A value as part of a run's name: short, and fit for a file name."""
+    """Return a value as part of a run's name, fit for a file name."""
     text = "-".join(map(_name, value)) if isinstance(value, list) else str(value)
     return re.sub(r"[^\w.+-]+", "_", text) or "empty"

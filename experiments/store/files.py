@@ -1,4 +1,4 @@
-"""Records as JSON files, times as they write them, and a lock between processes."""
+"""Read and write records as JSON files; a lock between processes."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ def now() -> str:
 
 
 def seconds(stamp: str) -> float:
-    """Turn what :func:`now` gave into seconds of :func:`time.time`."""
+    """Convert what :func:`now` returned into seconds of :func:`time.time`."""
     return calendar.timegm(time.strptime(stamp, "%Y-%m-%dT%H:%M:%SZ"))
 
 
 def write_text(path: Path, text: str, *, durable: bool = True) -> None:
-    """Replace the content of a file: readers see the old or the new text.
+    """Replace the content of a file atomically; its folder is made if needed.
 
     Args:
-        path: its folder is made if it is not there.
-        text: all of the new content.
-        durable: wait until the disk has it; what can be made again need not.
+        path: the file.
+        text: the new content.
+        durable: wait until the disk has it; not needed for what can be made again.
 
     Raises:
         ExperimentError: the folder cannot be written, or the disk or quota is full; the old file is

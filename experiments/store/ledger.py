@@ -1,4 +1,4 @@
-"""Where runs live, and what was asked for: plain folders and JSON, readable without this tool.
+"""Records of runs and submissions: plain folders and JSON, readable without this tool.
 
 ::
 
@@ -18,7 +18,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
@@ -30,35 +29,27 @@ from .records import Claim, Progress, RunRecord, Submission, SweepRecord
 
 
 class Ledger:
-    """The records under one folder."""
+    """The records under one folder; the folders that its methods return may not exist."""
 
     def __init__(self, root: Path):
         self.root = root.absolute()
-
-    @property
-    def cache(self) -> Path:
-        """Folder of resolved configs."""
-        return self.root / "cache"
-
-    @property
-    def code(self) -> Path:
-        """Folder of code snapshots."""
-        return self.root / "code"
+        self.cache = self.root / "cache"
+        self.code = self.root / "code"
 
     def lock(self) -> AbstractContextManager[None]:
         """Lock out other commands while runs are claimed and submitted."""
         return locked(self.root / ".lock")
 
     def run_folder(self, identity: str) -> Path:
-        """Folder of a run; it may not exist."""
+        """Folder of a run."""
         return self.root / "all" / identity
 
     def submission_folder(self, token: str) -> Path:
-        """Folder of a submission; it may not exist."""
+        """Folder of a submission."""
         return self.root / "submissions" / token
 
     def sweep_folder(self, name: str) -> Path:
-        """Folder of a sweep; it may not exist."""
+        """Folder of a sweep: its record and reports."""
         return self.root / "sweeps" / name
 
     def read_run(self, identity: str) -> RunRecord | None:
@@ -66,11 +57,7 @@ class Ledger:
         return read_record(self.run_folder(identity) / "run.json", RunRecord)
 
     def require_run(self, identity: str) -> RunRecord:
-        """Read ``run.json``.
-
-        Raises:
-            ExperimentError: the run was never submitted.
-        """
+        """Read ``run.json``; an ExperimentError if the run was never submitted."""
         record = self.read_run(identity)
         if record is None:
             path = self.run_folder(identity) / "run.json"
@@ -94,7 +81,7 @@ class Ledger:
         write_record(self.submission_folder(submission.token) / "submission.json", submission)
 
     def submissions(self) -> Iterable[Submission]:
-        """Read all submissions that can be read; the runs of the others are shown as unreadable."""
+        """Read all submissions but damaged ones, whose runs are shown as unreadable."""
         folder = self.root / "submissions"
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
             with suppress(RecordError):
@@ -103,11 +90,7 @@ class Ledger:
                     yield submission
 
     def read_sweep(self, name: str) -> SweepRecord:
-        """Read what a sweep asked for when it was last submitted.
-
-        Raises:
-            ExperimentError: it never was.
-        """
+        """Read ``sweep.json``; an ExperimentError if the sweep was never submitted."""
         record = read_record(self.sweep_folder(name) / "sweep.json", SweepRecord)
         if record is None:
             folder = self.root / "sweeps"
@@ -120,10 +103,7 @@ class Ledger:
         return record
 
     def write_sweep(self, sweep: SweepRecord, runs: Iterable[RunRecord]) -> None:
-        """Record what a sweep asks for now; make the folders of its runs, and links to them.
-
-        The record of a run that exists stays as it is.
-        """
+        """Record a sweep, its new runs, and links to them; existing runs keep their record."""
         folder = self.sweep_folder(sweep.sweep)
         for run in runs:
             path = self.run_folder(run.id) / "run.json"
@@ -131,14 +111,10 @@ class Ledger:
                 write_record(path, run, durable=False)
         for entry in sweep.runs:
             link = folder / entry.name.replace("/", "_")
-            with suppress(FileExistsError, OSError):  # links are for people; nothing reads them
+            with suppress(OSError):  # links are for people; nothing reads them
                 folder.mkdir(parents=True, exist_ok=True)
                 link.symlink_to(os.path.relpath(self.run_folder(entry.id), folder))
         write_record(folder / "sweep.json", sweep)
-
-    def new_token(self) -> str:
-        """Return a name for a submission that no other has."""
-        return secrets.token_hex(4)
 
     def claim(self, token: str, identities: Sequence[str]) -> None:
         """Give runs to a submission; jobs of an earlier one no longer train them."""

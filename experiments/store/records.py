@@ -1,4 +1,4 @@
-"""Types of everything that is kept on disk; :mod:`experiments.store.ledger` says where.
+"""Types of all files of runs and sweeps; :mod:`experiments.store.ledger` says where they lie.
 
 Records only grow: a field that was added later has a default, so that old files stay readable.
 Times are UTC, as :func:`experiments.store.files.now` writes them.
@@ -6,13 +6,15 @@ Times are UTC, as :func:`experiments.store.files.now` writes them.
 
 from __future__ import annotations
 
+import functools
+import operator
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, RootModel, model_validator
 
 
 class Record(BaseModel):
-    """What every file has in common."""
+    """The base of all records."""
 
     model_config = ConfigDict(frozen=True, protected_namespaces=())
 
@@ -26,23 +28,17 @@ class ResolvedConfig(RootModel[dict[str, Any]]):
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return the value, or the node, of a dotted key."""
-        node: Any = self.root
-        for name in key.split("."):
-            if not isinstance(node, dict) or name not in node:
-                return default
-            node = node[name]
-        return node
+        try:
+            return self[key]
+        except (KeyError, TypeError):  # a value on the way is no node
+            return default
 
     def __getitem__(self, key: str) -> Any:
-        missing = object()
-        value = self.get(key, missing)
-        if value is missing:
-            raise KeyError(key)
-        return value
+        return functools.reduce(operator.getitem, key.split("."), self.root)
 
 
 class WandbNames(BaseModel):
-    """Under which id, name and group a run is logged."""
+    """Id, name and group of a run in W&B."""
 
     id: str
     name: str
@@ -54,30 +50,19 @@ _NODES = {"YOLOF": "YOLOF", "RetinaNet": "RETINANET", "RetinaNetPlus": "RETINANE
 
 
 class RunRecord(Record):
-    """``run.json``: a run as it was first asked for; written once.
+    """``run.json``: a run as it was first asked for; written once."""
 
-    Attributes:
-        id: see :func:`experiments.spec.identity.run_id`.
-        name, sweep, tags: of the sweep that asked first.
-        ranks: number of processes.
-        config_file, overrides: what the config was resolved from, without the seed.
-        wandb: where it is logged.
-        config: every key.
-        model_node: the node under ``MODEL`` that its detector reads, such as ``YOLOF``; None if
-            its family does not say.
-    """
-
-    id: str = ""
+    id: str = ""  # see experiments.spec.identity.run_id
     name: str = ""
-    sweep: str = ""
+    sweep: str = ""  # the one that asked first, as for name and tags
     tags: list[str] = []
     created: str = ""
     ranks: int = 1
-    config_file: str = ""
+    config_file: str = ""  # with overrides, what the config was resolved from, less the seed
     overrides: dict[str, Any] = {}
     wandb: WandbNames | None = None
     config: ResolvedConfig
-    model_node: str | None = None
+    model_node: str | None = None  # node under MODEL of its detector, such as YOLOF, if known
 
     @model_validator(mode="before")
     @classmethod
@@ -97,33 +82,22 @@ class Claim(Record):
 
 
 class Submission(Record):
-    """``submission.json`` of a submission: one call of sbatch, or one process of this machine.
+    """``submission.json`` of a submission: one call of sbatch, or one process of this machine."""
 
-    Attributes:
-        token: names it, also in the name of its job.
-        executor: see :data:`experiments.jobs.backends.BACKENDS`.
-        job_id: of the cluster, or the process id on ``host``; None until it is known.
-        process_start: of a process, see :func:`experiments.jobs.backends.processes.process_start`.
-        runs: their ids; the place of a run is its array task.
-        code: folder of the snapshot that it runs.
-        error: why the cluster refused it; it then has no job.
-        cancelled: a user cancelled it, where the executor keeps no word of that.
-    """
-
-    token: str
+    token: str  # names it, also in the name of its job
     sweep: str = ""
     cluster: str = ""
-    executor: str = ""
+    executor: str = ""  # a key of experiments.jobs.backends.BACKENDS
     job_name: str = ""
-    job_id: str | None = None
-    process_start: str | None = None
+    job_id: str | None = None  # of the cluster, or the process id on host; None until it is known
+    process_start: str | None = None  # see experiments.jobs.backends.processes.process_start
     host: str = ""
-    runs: list[str] = []
-    code: str = ""
+    runs: list[str] = []  # ids; the place of a run is its array task
+    code: str = ""  # folder of the snapshot that it runs
     cwd: str = ""
     created: str = ""
-    error: str = ""
-    cancelled: bool = False
+    error: str = ""  # why the cluster refused it; it then has no job
+    cancelled: bool = False  # by a user, where the executor does not record that
 
     def task_id(self, index: int) -> str:
         """Return the cluster's id of the job of one run; an array of one is no array."""
@@ -141,33 +115,22 @@ class AttemptSpan(BaseModel):
 
 
 class Progress(Record):
-    """``state.json``: what the job itself says, every few seconds.
+    """``state.json``: what the job itself reports, every few seconds."""
 
-    Attributes:
-        token: the submission whose job wrote it.
-        state: ``starting``, ``running``, ``stopped``, ``failed`` or ``finished``.
-        reason, kind: why it stopped or failed; ``kind`` is ``out of memory``, ``timed out`` or
-            empty.
-        iteration: how many are done; None before the run started.
-        evaluations: iteration and AP of each; AP is None where there was none to compute.
-        peak_memory_mib: by kind of memory.
-        attempts: all starts so far.
-    """
-
-    token: str = ""
+    token: str = ""  # the submission whose job wrote it
     job_id: str | None = None
     process_start: str | None = None
     node: str = ""
-    state: str = ""
-    reason: str = ""
-    kind: str = ""
-    iteration: int | None = None
+    state: str = ""  # starting, running, stopped, failed or finished
+    reason: str = ""  # why it stopped or failed
+    kind: str = ""  # of a failure: out of memory, timed out, or empty
+    iteration: int | None = None  # how many are done; None before the run started
     max_iteration: int | None = None
-    evaluations: list[tuple[int, float | None]] = []
+    evaluations: list[tuple[int, float | None]] = []  # iteration, AP (None if not computed)
     seconds_per_iteration: float | None = None
     eta_seconds: float | None = None
-    peak_memory_mib: dict[str, float] = {}
-    attempts: list[AttemptSpan] = []
+    peak_memory_mib: dict[str, float] = {}  # by kind of memory
+    attempts: list[AttemptSpan] = []  # all starts so far
     updated: str | None = None
 
 
@@ -206,7 +169,7 @@ class Hardware(BaseModel):
 
 
 class AttemptRecord(Record):
-    """``attempts/<n>.json``: what one start ran with."""
+    """``attempts/<n>.json``: code, data and machine of one start."""
 
     job_id: str = ""
     start: str = ""
@@ -235,7 +198,7 @@ class SweepRun(BaseModel):
 
 
 class SweepRecord(Record):
-    """``sweep.json``: what a sweep asked for when it was last submitted."""
+    """``sweep.json``: the runs of a sweep when it was last submitted."""
 
     sweep: str
     file: str = ""
@@ -246,6 +209,14 @@ class SweepRecord(Record):
     seconds_per_iteration: float | None = None
     submitted: str = ""
     runs: list[SweepRun]
+
+
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+RECALLS = ("AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+ERRORS = ("classification", "localisation", "both", "duplicate", "background", "missed")
+SIZES = ("", "_small", "_medium", "_large")
+SHARES = ("positive", "ignored", "contested")
+"""Names of figures in a summary: of ``results.bbox``, ``results.errors`` and ``matching``."""
 
 
 class EvaluationCost(BaseModel):

@@ -1,4 +1,4 @@
-"""The code as it was when a run was submitted: jobs run from a copy, and its state is recorded."""
+"""Copies of the code: a job runs the code as it was when it was submitted."""
 
 from __future__ import annotations
 
@@ -21,17 +21,14 @@ _SUFFIXES = (".py", ".yaml", ".typed")
 
 
 def take_snapshot(target: Path) -> Path:
-    """Copy the code; the same code is copied once.
+    """Copy the code into a folder of ``target`` that is named by its content, once.
 
     Copied are the files that git tracks and, of the others that it does not ignore, Python and YAML
     files (a plug-in at work). Outside git: the folders of the package.
 
-    Args:
-        target: folder of all snapshots.
-
     Returns:
-        The snapshot's folder, named by its content; ``snapshot.json`` in it has commit and state,
-        ``changes.diff`` what is not committed.
+        The snapshot's folder; ``snapshot.json`` in it has commit and state, ``changes.diff`` what
+        is not committed.
 
     Raises:
         ExperimentError: it cannot be written.
@@ -68,6 +65,12 @@ def take_snapshot(target: Path) -> Path:
             f"cannot copy the code to {target}: {error}. Expected a writable folder with space left"
         ) from error
     return folder
+
+
+def python_path(folder: Path) -> str:
+    """Return ``PYTHONPATH`` with a folder put first."""
+    before = os.environ.get("PYTHONPATH")
+    return os.pathsep.join([str(folder), *([before] if before else [])])
 
 
 def code_state() -> CodeState:

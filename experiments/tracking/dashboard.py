@@ -1,6 +1,6 @@
-"""A Weights & Biases workspace and report of a sweep, made and updated by command.
+"""Create or update a Weights & Biases workspace and report of a sweep.
 
-Both are made of the names that runs log (``docs/measurements.md``) and filtered by run id: neither
+Both plot the figures that runs log (``docs/measurements.md``) and are filtered by run id: neither
 the group nor the name of a run says which sweeps contain it.
 """
 
@@ -11,8 +11,8 @@ import json
 import os
 import re
 import textwrap
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from pydantic import BaseModel, ValidationError
 from experiments.errors import ExperimentError, RecordError
 from experiments.store.files import read_record, write_record
 from experiments.store.ledger import Ledger
-from experiments.store.records import Record, RunRecord, Summary
+from experiments.store.records import ERRORS, METRICS, SHARES, SIZES, Record, RunRecord, Summary
 
 from .wandb_identity import wandb_identity
 
@@ -31,43 +31,26 @@ if TYPE_CHECKING:
     import wandb_workspaces.workspaces as ws
 
 TESTED = "0.4.13"
-"""Version of wandb-workspaces, a public preview, with which this module is known to work."""
+"""Version of wandb-workspaces, a public preview, that this module was tested with."""
 
 PER_CLASS = "AP per class"
-SIZES = ("", "_small", "_medium", "_large")
-SHARES = ("positive", "ignored", "contested")
-ERRORS = ("classification", "localisation", "both", "duplicate", "background", "missed")
 
 
 @dataclass(frozen=True)
 class Content:
-    """What a dashboard shows.
-
-    Attributes:
-        name: of the sweep.
-        question: of the sweep.
-        entity: user or team of the runs; empty stands for the key's own.
-        project: of the runs.
-        runs: their ids in Weights & Biases.
-        baseline: id of the run that the others are compared with; None where it has no folder.
-        memory: kinds of memory that all runs have, the one to compare them by first.
-        ranks: processes of a run; the highest number of all runs.
-        classes: names of the data's classes; empty until a run is finished.
-        commits: of the runs that are finished.
-        report: Markdown of ``report.md``, without its title and pictures; None where it is missing.
-    """
+    """What a dashboard shows of a sweep."""
 
     name: str
     question: str
-    entity: str
+    entity: str  # user or team; empty stands for the key's own
     project: str
-    runs: list[str]
-    baseline: str | None
-    memory: tuple[str, ...]
-    ranks: int
-    classes: list[str]
-    commits: list[str]
-    report: str | None
+    runs: list[str]  # ids in Weights & Biases
+    baseline: str | None  # id; None where the baseline has no folder
+    memory: tuple[str, ...]  # kinds that all runs have, the one to compare them by first
+    ranks: int  # the highest number of any run
+    classes: list[str]  # empty until a run is finished
+    commits: list[str]  # of finished runs
+    report: str | None  # report.md without title and pictures; None where it is missing
 
 
 class MadeView(BaseModel):
@@ -99,73 +82,70 @@ class ViewSpec(Record):
 def dashboard(ledger: Ledger, name: str, *, dry_run: bool) -> str:
     """Create the workspace and the report of a sweep, or update those of an earlier call.
 
-    ``dashboard.json`` in the sweep's folder remembers what was made, and where. An update replaces
+    ``dashboard.json`` in the sweep's folder records what was made, and where. An update replaces
     panels, text and filter; colours and hidden runs that people chose in the app stay.
 
     Args:
         ledger: of the runs.
-        name: of the sweep, as it was submitted.
-        dry_run: write what would be sent into ``dashboard/`` of the sweep's folder; needs neither
-            key nor network.
+        name: of the sweep.
+        dry_run: write what would be sent into ``dashboard/`` of the sweep's folder, without key or
+            network.
 
     Returns:
         What was made, and where, for people.
 
     Raises:
-        ExperimentError: nothing of the sweep was submitted; there is no key, network, entity or
-        project; or the package is not the one this is made for.
+        ExperimentError: the sweep was never submitted; there is no key, network, entity or
+        project; or wandb-workspaces has another version.
     """
     content = _gather(ledger, name)
     folder = ledger.sweep_folder(name)
     with _explained(name):
-        if dry_run:
-            text = _write_specs(content, folder / "dashboard")
-        else:
-            text = _save(content, folder / "dashboard.json")
+        text = _write_specs(content, folder) if dry_run else _save(content, folder)
     if not content.classes:
         text += f"\nNo run is finished: give the command again later for the section {PER_CLASS!r}."
     if content.report is None:
-        text += (
-            f"\nThe report has no table yet; see its text, or python -m experiments report {name}"
-        )
+        command = f"python -m experiments report {name}"
+        text += f"\nThe report has no table yet; see its text, or {command}"
     return text
 
 
 def _gather(ledger: Ledger, name: str) -> Content:
-    """Read all that a dashboard shows, from the files of the sweep and of its runs."""
+    """Read the content of a dashboard from the files of the sweep and its runs."""
     sweep = ledger.read_sweep(name)
-    found = [(run, record) for run in sweep.runs if (record := ledger.read_run(run.id))]
-    if not found:
+    records = {run.id: record for run in sweep.runs if (record := ledger.read_run(run.id))}
+    if not records:
         raise ExperimentError(
             f"no run of sweep {name!r} has a folder in {ledger.root}; expected at least one. "
             f"Make them: python -m experiments submit {name}"
         )
-    records = [record for _, record in found]
-    summaries = [_read_summary(ledger.run_folder(run.id)) for run, _ in found]
-    boxes = [summary.results.get("bbox", {}) for summary in summaries]
-    metrics = dict.fromkeys(metric for box in boxes for metric in box)
+    logged = {identity: wandb_identity(ledger, identity).id for identity in records}
+    baselines = (logged.get(run.id) for run in sweep.runs if run.row == sweep.baseline)
+    summaries = []
+    for identity in records:
+        with suppress(RecordError):  # `report` shows it
+            file = ledger.run_folder(identity) / "summary.json"
+            summaries.append(read_record(file, Summary) or Summary())
+    metrics = dict.fromkeys(name for each in summaries for name in each.results.get("bbox", {}))
     commits = dict.fromkeys(summary.commit for summary in summaries if summary.commit)
-    on_cpu = any(record.config["MODEL.DEVICE"] == "cpu" for record in records)
+    on_cpu = any(record.config["MODEL.DEVICE"] == "cpu" for record in records.values())
     return Content(
         name=name,
         question=sweep.question,
-        entity=_choose("ENTITY", records, default=""),
-        project=_choose("PROJECT", records, default="yolof_d2"),
-        runs=[wandb_identity(ledger, run.id).id for run, _ in found],
-        baseline=next(
-            (wandb_identity(ledger, run.id).id for run, _ in found if run.row == sweep.baseline),
-            None,
-        ),
+        entity=_choose("ENTITY", records.values(), default=""),
+        project=_choose("PROJECT", records.values(), default="yolof_d2"),
+        runs=list(logged.values()),
+        baseline=next(filter(None, baselines), None),
         memory=("process",) if on_cpu else ("allocated", "reserved", "process"),
-        ranks=max(record.ranks for record in records),
+        ranks=max(record.ranks for record in records.values()),
         classes=[metric.removeprefix("AP-") for metric in metrics if metric.startswith("AP-")],
         commits=list(commits),
         report=_read_report(ledger.sweep_folder(name) / "report.md", sweep.question),
     )
 
 
-def _choose(key: str, records: list[RunRecord], default: str) -> str:
-    """The environment's value, else that of the runs' configs, of which old ones have none."""
+def _choose(key: str, records: Iterable[RunRecord], default: str) -> str:
+    """Return the value of the environment, else of the configs; old ones have none."""
     variable = f"WANDB_{key}"
     if given := os.environ.get(variable):
         return given
@@ -178,15 +158,8 @@ def _choose(key: str, records: list[RunRecord], default: str) -> str:
     return values.pop()
 
 
-def _read_summary(folder: Path) -> Summary:
-    try:
-        return read_record(folder / "summary.json", Summary) or Summary()
-    except RecordError:  # `report` tells of it
-        return Summary()
-
-
 def _read_report(path: Path, question: str) -> str | None:
-    """``report.md`` less what the report of the app has in another place, or cannot show."""
+    """Return ``report.md`` less what the app's report shows elsewhere, or cannot show."""
     if not path.exists():
         return None
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -195,7 +168,7 @@ def _read_report(path: Path, question: str) -> str | None:
 
 
 def _panels(content: Content) -> dict[str, list[Any]]:
-    """Section -> its panels, new at each call."""
+    """Return section -> panels, new at each call."""
     import wandb_workspaces.reports.v2 as wr
 
     def curve(*names: str) -> Any:
@@ -205,18 +178,18 @@ def _panels(content: Content) -> dict[str, list[Any]]:
     def curves(*names: str) -> list[Any]:
         return [curve(name) for name in names]
 
-    def trade_off(title: str, cost: str) -> Any:
-        return wr.ScatterPlot(title=title, x=cost, y="bbox/AP")
-
-    memory = [
-        f"{phase}/memory_{kind}_mib" for phase in ("train", "eval") for kind in content.memory
-    ]
+    memory = [f"{phase}/memory_{kind}_mib" for phase in ("train", "eval")
+              for kind in content.memory]  # fmt: skip
+    costs = {
+        "peak memory of training": memory[0],
+        "speed of training": "train/images_per_second",
+        "speed of evaluation": "eval/images_per_second",
+    }
     sections = {
-        "AP": curves(*(f"bbox/{name}" for name in ("AP", "AP50", "AP75", "APs", "APm", "APl"))),
+        "AP": curves(*(f"bbox/{name}" for name in METRICS)),
         "AP against cost": [
-            trade_off("AP against peak memory of training", memory[0]),
-            trade_off("AP against speed of training", "train/images_per_second"),
-            trade_off("AP against speed of evaluation", "eval/images_per_second"),
+            wr.ScatterPlot(title=f"AP against {cost}", x=name, y="bbox/AP")
+            for cost, name in costs.items()
         ],
         PER_CLASS: curves(*(f"bbox/AP-{name}" for name in content.classes)),
         "Errors": curves(*(f"errors/{name}" for name in ERRORS)),
@@ -237,7 +210,7 @@ def _panels(content: Content) -> dict[str, list[Any]]:
 
 
 def _title(name: str) -> str:
-    """A name as the package and its URLs take it: no symbols, at most 128 characters."""
+    """Return a name that the package and its URLs take: no symbols, at most 128 characters."""
     return re.sub(r"[^\w .,-]", "-", name)[:128]
 
 
@@ -266,7 +239,7 @@ def _workspace(content: Content) -> ws.Workspace:
 
 
 def _filter(content: Content) -> ws.And:
-    """The runs of the sweep.
+    """Return a filter for the runs of the sweep.
 
     By id: the package turns filters into a text and back, and every "=" in it, which names of runs
     have too, into "==". With ``in``: ``==`` is reported not to work (wandb-workspaces issue 34).
@@ -277,12 +250,7 @@ def _filter(content: Content) -> ws.And:
 
 
 def _report(content: Content, *, look_up: bool) -> wr.Report:
-    """Describe the report.
-
-    Args:
-        content: what it shows.
-        look_up: name the project in the run sets, for which the package asks the server.
-    """
+    """Describe the report; ``look_up`` names the project, which asks the server."""
     import wandb_workspaces.reports.v2 as wr
 
     table = content.report or (
@@ -314,9 +282,9 @@ def _report(content: Content, *, look_up: bool) -> wr.Report:
     )
 
 
-def _write_specs(content: Content, folder: Path) -> str:
+def _write_specs(content: Content, sweep_folder: Path) -> str:
     """Write what would be sent, as JSON."""
-    remark = ""
+    folder, remark = sweep_folder / "dashboard", ""
     if not content.entity:
         content = replace(content, entity="default-entity")
         remark = "\nNo WANDB_ENTITY is set: the key's own takes the place of 'default-entity'."
@@ -325,31 +293,25 @@ def _write_specs(content: Content, folder: Path) -> str:
         for runs in block.get("metadata", {}).get("runSets", ()):
             # What the package adds when it saves, but for an id that only the server knows.
             runs["project"] = {"name": content.project, "entityName": content.entity}
-    specs = {
-        "workspace": _plain(_workspace(content)._to_model().spec),
-        "report": report,
-    }
+    specs = {"workspace": _plain(_workspace(content)._to_model().spec), "report": report}
     for name, spec in specs.items():
-        view = ViewSpec(
-            entity=content.entity,
-            project=content.project,
-            title=_title(content.name),
-            description=content.question if name == "report" else "",
-            spec=spec,
-        )
+        text = content.question if name == "report" else ""
+        view = ViewSpec(entity=content.entity, project=content.project,
+                        title=_title(content.name), description=text, spec=spec)  # fmt: skip
         write_record(folder / f"{name}.json", view)
     return f"Nothing was sent. What would be: {folder}/workspace.json, {folder}/report.json{remark}"
 
 
 def _plain(spec: Any) -> Any:
-    """A spec as the package serialises it."""
+    """Serialise a spec as the package does."""
     return json.loads(spec.model_dump_json(by_alias=True, exclude_none=True))
 
 
-def _save(content: Content, path: Path) -> str:
-    """Create or update both on the server; ``path`` remembers them."""
+def _save(content: Content, sweep_folder: Path) -> str:
+    """Create or update both on the server, and record them."""
     import wandb
 
+    path = sweep_folder / "dashboard.json"
     api = wandb.Api()
     content = replace(content, entity=content.entity or api.default_entity or "")
     if not content.entity:
@@ -359,8 +321,8 @@ def _save(content: Content, path: Path) -> str:
     made = read_record(path, DashboardRecord)
     if made is None or (made.entity, made.project) != (content.entity, content.project):
         made = DashboardRecord(entity=content.entity, project=content.project)
-    # The report comes first, as the package asks for the project before it makes one. Each is
-    # remembered at once: what fails after it must not make it a second time.
+    # The report comes first, since the package asks for the project before it makes one. Each is
+    # recorded at once, so that a later failure does not lead to a second one.
     report, report_verb = _save_report(api, content, made.report)
     made = made.model_copy(update={"report": MadeView(id=report.id, url=report.url)})
     write_record(path, made)
@@ -383,8 +345,15 @@ def _save_report(api: Any, content: Content, made: MadeView | None) -> tuple[wr.
 
 
 def _save_workspace(content: Content, made: MadeView | None) -> tuple[ws.Workspace, str]:
+    import wandb_workspaces.workspaces as ws
+
     new = _workspace(content)
-    old = _find_workspace(made.url) if made else None
+    try:
+        old = ws.Workspace.from_url(made.url) if made else None
+    except ValueError as error:
+        if "not found" not in str(error):  # there, but not readable
+            raise
+        old = None
     if old is None:
         return new.save(), "created"
     new.runset_settings.run_settings = old.runset_settings.run_settings  # colours, hidden runs
@@ -393,24 +362,9 @@ def _save_workspace(content: Content, made: MadeView | None) -> tuple[ws.Workspa
     return old.save(), "updated"
 
 
-def _find_workspace(url: str) -> ws.Workspace | None:
-    import wandb_workspaces.workspaces as ws
-
-    try:
-        return ws.Workspace.from_url(url)
-    except ValueError as error:
-        if "not found" not in str(error):  # there, but not readable
-            raise
-        return None
-
-
 @contextmanager
 def _explained(name: str) -> Iterator[None]:
-    """Turn what the packages raise into one line.
-
-    Raises:
-        ExperimentError: it says whether package or server is to blame, and what to do.
-    """
+    """Raise what the packages raise as an ExperimentError that blames package or server."""
     try:
         yield
     except ExperimentError:
@@ -421,8 +375,7 @@ def _explained(name: str) -> Iterator[None]:
             f"{type(error).__name__}: {_one_line(error)}. Expected version {TESTED} (a public "
             f"preview, which changes): pip install wandb-workspaces=={TESTED}"
         ) from error
-    # The clients raise classes of their own, private ones among them, and plain ValueError.
-    except Exception as error:
+    except Exception as error:  # private classes of the clients too, and plain ValueError
         raise ExperimentError(
             f"Weights & Biases took no dashboard: {_one_line(error)}. Expected a key "
             "(WANDB_API_KEY, or `wandb login`), a network, and a project with the runs "

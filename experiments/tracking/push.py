@@ -1,11 +1,10 @@
-"""Sends the runs of a sweep to Weights & Biases, from a machine that can reach it."""
+"""Send the runs of a sweep to Weights & Biases, from a machine that can reach it."""
 
 from __future__ import annotations
 
 import logging
 import os
 from collections import Counter
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +23,15 @@ logger = logging.getLogger(__name__)
 def push(ledger: Ledger, name: str) -> str:
     """Send what W&B lacks of a sweep, from ``metrics.json`` of its runs.
 
-    It may be called any number of times, also while runs train. One that sends its figures itself
-    is left to do so until it ends.
-
-    Args:
-        ledger: has the runs.
-        name: of the sweep.
+    It may be called any number of times, also while runs train; those that log online themselves
+    are left out until they end.
 
     Returns:
-        How many runs were sent, were up to date, and so on; each has its line in the log.
+        How many runs were sent, were up to date, and so on.
 
     Raises:
-        ExperimentError: nothing of the sweep was submitted; the package is not there; or W&B cannot
-        be reached, or refuses.
+        ExperimentError: the sweep was never submitted, wandb is missing, or W&B cannot be reached
+        or refuses.
     """
     sweep = ledger.read_sweep(name)
     try:
@@ -61,13 +56,13 @@ def push(ledger: Ledger, name: str) -> str:
             logger.info("%s: %s", run.name, done)
             counts[done.split(";")[0]] += 1
     except BaseException as error:
-        kill_wandb()  # it would try on at exit
+        kill_wandb()  # it would retry at exit
         forget_wandb()
         if isinstance(error, ExperimentError) or not isinstance(error, Exception):
             raise
         raise ExperimentError(
             f"W&B: {one_line(error)}. Expected a key (WANDB_API_KEY, or 'wandb login'), a network, "
-            "and a project that takes figures. Nothing is lost: mend it, and give the command again"
+            "and a project that takes figures. Nothing is lost: correct that, and push again"
         ) from error
     wandb.teardown()
     return ", ".join(f"{count} {done}" for done, count in counts.items())
@@ -85,7 +80,7 @@ def _push_run(ledger: Ledger, identity: str) -> str:
     own = [tag for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag]
     arguments = run_arguments(
         {**run.config.root, "OUTPUT_DIR": str(folder)},
-        {**asdict(here), "tags": [*here.tags, *own]},
+        {**here.model_dump(), "tags": [*here.tags, *own]},
         ranks=run.ranks,
         provenance=_last_attempt(folder),
     )

@@ -17,7 +17,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Configs that some test had resolved, which takes a start of torch."""
+    """Return the folder of resolved configs, shared since each takes a start of torch."""
     return tmp_path_factory.mktemp("cache")
 
 
@@ -31,7 +31,7 @@ def runs(tmp_path: Path, cache: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
-    """A running SLURM cluster that `sbatch`, `squeue` and so on use; one for all tests."""
+    """Start a SLURM cluster for `sbatch`, `squeue` and so on; one for all tests."""
     if missing := missing_requirements():
         pytest.skip(missing)
     with (

@@ -1,4 +1,4 @@
-"""Sweeps whose runs left what finished runs leave, without training."""
+"""Make sweeps with the files of finished runs, without training."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ERRORS = ("classification", "localisation", "both", "duplicate", "background", "
 
 
 def changed(tree: dict[str, Any], **keys: Any) -> dict[str, Any]:
-    """A copy with keys changed, in which ``__`` stands for a dot."""
+    """Return a copy with keys changed, in which ``__`` stands for a dot."""
     tree = copy.deepcopy(tree)
     for key, value in keys.items():
         *parents, leaf = key.split("__")
@@ -52,7 +52,7 @@ def changed(tree: dict[str, Any], **keys: Any) -> dict[str, Any]:
 
 
 def summary(ap: float = 37.5, **keys: Any) -> dict[str, Any]:
-    """A summary in which no two figures are equal, apart from AP."""
+    """Return a summary in which no two figures are equal, apart from AP."""
     draw = random.Random(ap)
     sizes = ("", "_small", "_medium", "_large")
     names = ("AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -98,7 +98,7 @@ def summary(ap: float = 37.5, **keys: Any) -> dict[str, Any]:
 
 
 def old_summary(ap: float) -> dict[str, Any]:
-    """What runs left before speed, matches and errors were measured, on a CPU."""
+    """Return a summary of a CPU run from before speed, matches and errors were measured."""
     box = {"AP": ap, "AP50": ap + 20, "AP75": ap, "APs": None, "APm": ap, "APl": ap}
     return {
         "iterations": 100,

@@ -1,4 +1,4 @@
-"""Records as any version left them, with whatever fields a test wants."""
+"""Write and read records as plain JSON, with any fields."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line: what it prints, what it imports, and what it says to wrong input."""
+"""The command line: output, imports, and errors of wrong input."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_a_slurm_that_does_not_answer_submits_nothing(tiny, runs, tmp_path, monk
     sweep = tiny.sweep()
     experiments(runs, "submit", sweep, "--cluster", "slurm", status=1)
     (record,) = ledger.submissions()
-    ledger.write_submission({**record, "job_id": "7", "error": None})
+    ledger.write_submission(record.model_copy(update={"job_id": "7", "error": ""}))
     said = experiments(runs, "submit", sweep, "--cluster", "slurm", status=1)
     assert "squeue failed: " + complaint in said
     assert len(list(ledger.submissions())) == 1

@@ -65,7 +65,7 @@ class Tiny:
     folder: Path
 
     def sweep(self, name: str = "tiny", *, ranks: int = 1, **content: object) -> str:
-        """Write a sweep file; returns its path."""
+        """Write a sweep file; return its path."""
         values: dict = {
             "question": "Does it run?",
             "config": str(self.folder / "model.yaml"),
@@ -85,7 +85,7 @@ class Tiny:
         return str(path)
 
     def trouble(self, **node: object) -> dict[str, object]:
-        """Overrides with the encoder that makes trouble."""
+        """Return overrides that choose the plug-in encoder with faults."""
         keys = {f"MODEL.YOLOF.ENCODER.TROUBLE.{key}": value for key, value in node.items()}
         return {
             "PLUGINS": [str(self.folder / "trouble.py")],
@@ -95,7 +95,7 @@ class Tiny:
         }
 
     def cluster(self, name: str = "here", **content: object) -> str:
-        """Write a cluster file; returns its path."""
+        """Write a cluster file; return its path."""
         values = {"executor": "local", "notice_seconds": 20, "time_limit_minutes": 60, **content}
         path = self.folder / f"{name}.yaml"
         path.write_text(yaml.safe_dump(values))
@@ -110,7 +110,7 @@ def make_tiny(folder: Path) -> Tiny:
 
 
 def resolve_here(requests: list[ConfigRequest]) -> list[ConfigAnswer]:
-    """What the resolver answers, in this process, which has torch already."""
+    """Resolve in this process, which has torch already."""
     from experiments.spec.build_configs import resolve
 
     answers = [json.dumps(resolve(request).model_dump()) for request in requests]
@@ -118,12 +118,12 @@ def resolve_here(requests: list[ConfigRequest]) -> list[ConfigAnswer]:
 
 
 def command(runs: Path, *words: object) -> list[str]:
-    """The command line of ``python -m experiments``."""
+    """Return a command line of ``python -m experiments``."""
     return [sys.executable, "-m", "experiments", "--runs", str(runs), *map(str, words)]
 
 
 def experiments(runs: Path, *words: object, status: int | None = 0) -> str:
-    """Run ``python -m experiments`` as a user does; returns what it prints."""
+    """Run ``python -m experiments`` as a user does; return its output."""
     done = subprocess.run(
         command(runs, *words),
         cwd=ROOT,
@@ -138,19 +138,19 @@ def experiments(runs: Path, *words: object, status: int | None = 0) -> str:
 
 
 def run_folders(runs: Path, sweep: str = "tiny") -> dict[str, Path]:
-    """Name -> folder of the runs of a sweep."""
+    """Return name -> folder of the runs of a sweep."""
     record = read_json(runs / "sweeps" / sweep / "sweep.json")
     return {run["name"]: runs / "all" / run["id"] for run in record["runs"]}
 
 
 def state(folder: Path) -> dict:
-    """``state.json`` of a run, empty where there is none."""
+    """Return ``state.json`` of a run, empty if there is none."""
     path = folder / "state.json"
     return read_json(path) if path.exists() else {}
 
 
 def start(runs: Path, *words: object) -> subprocess.Popen:
-    """A submit that goes on beside the test."""
+    """Start a submit in the background."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command(runs, *words),
@@ -164,6 +164,6 @@ def start(runs: Path, *words: object) -> subprocess.Popen:
 
 
 def checkpoint_iteration(folder: Path) -> int:
-    """The last iteration that the checkpoint has, from which a run goes on."""
+    """Return the last iteration of the checkpoint."""
     name = (folder / "last_checkpoint").read_text()
-    return torch.load(folder / name, weights_only=False)["iteration"]
+    return torch.load(folder / name, weights_only=False)["trainer"]["iteration"]

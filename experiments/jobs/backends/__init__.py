@@ -1,4 +1,4 @@
-"""Where jobs run: SLURM, processes of this machine, or this process.
+"""Backends run jobs: on SLURM, in processes of this machine, or in this process.
 
 A new kind of cluster is a class beside these, and a line here.
 """

@@ -17,23 +17,17 @@ from experiments.jobs.state import Observation, State
 from experiments.spec.cluster import Cluster
 from experiments.store.ledger import Ledger
 from experiments.store.records import Claim, Progress, Submission
+from experiments.store.snapshot import python_path
 
 
 @dataclass(frozen=True)
 class Site:
-    """A cluster as one sweep uses it.
+    """A cluster as one sweep uses it."""
 
-    Attributes:
-        name: of the cluster.
-        cluster: its file.
-        sweep: name of the sweep.
-        ranks: processes of each run.
-    """
-
-    name: str
+    name: str  # of the cluster
     cluster: Cluster
-    sweep: str
-    ranks: int
+    sweep: str  # its name
+    ranks: int  # processes of each run
 
     @property
     def nodes(self) -> int:
@@ -43,39 +37,26 @@ class Site:
 
 @dataclass(frozen=True)
 class StartedJob:
-    """A job that was handed over.
+    """A job that a backend took."""
 
-    Attributes:
-        job_id: of the cluster; of a process its id.
-        process_start: of a process, see ``Submission``.
-        is_done: whether it has ended, for backends whose jobs are waited for.
-    """
-
-    job_id: str
-    process_start: str | None = None
-    is_done: Callable[[], bool] = lambda: False
+    job_id: str  # of the cluster, or of the process
+    process_start: str | None = None  # of a process, see Submission
+    is_done: Callable[[], bool] = lambda: False  # for backends whose jobs are waited for
 
 
 @dataclass(frozen=True)
 class ClaimedRun:
-    """What the records say of a run that was submitted and is not finished.
-
-    Attributes:
-        ledger: of the runs.
-        claim, submission: who may train it.
-        progress: how far it came, whichever submission's job said so; empty before any did.
-        current: the same of this submission's job alone, with the first failure of its ranks.
-    """
+    """The records of a run that was submitted and is not finished."""
 
     ledger: Ledger
     claim: Claim
     submission: Submission
-    progress: Progress
-    current: Progress
+    progress: Progress  # written by the job of any submission; empty before that
+    current: Progress  # of this submission's job alone, with the first failure of its ranks
 
     @property
     def has_failed(self) -> bool:
-        """Whether its job left word of a failure."""
+        """Whether its job recorded a failure."""
         return self.current.state == "failed"
 
     @property
@@ -86,7 +67,7 @@ class ClaimedRun:
 
     @property
     def doing(self) -> str:
-        """What a job does that is not training yet; empty if it trains."""
+        """What a job does before it trains; empty if it trains."""
         state = self.current.state or "starting"
         return "" if state == "running" else self.current.reason or state
 
@@ -96,17 +77,13 @@ class ClaimedRun:
 
 
 class Watch(ABC):
-    """Observes runs of one backend, which was asked for their jobs once.
+    """Observes runs of one backend, which was asked for their jobs once."""
 
-    Attributes:
-        remark: for the user, if the backend could not be asked; else empty.
-    """
-
-    remark: str = ""
+    remark: str = ""  # for the user, if the backend could not be asked
 
     @abstractmethod
     def observe(self, run: ClaimedRun) -> Observation:
-        """Say how a run is, from its records and its job."""
+        """Return the state of a run, from its records and its job."""
 
 
 class Backend(ABC):
@@ -114,19 +91,15 @@ class Backend(ABC):
 
     Attributes:
         name: ``executor`` of a cluster file, and of the submissions that were made with it.
-        queues: whether it takes many runs at once and keeps them until there is room. Without, runs
-            are started one by one, as many at a time as :meth:`parallel` says, and waited for.
+        queues: whether it takes many runs at once and keeps them until there is room. Otherwise
+            runs are started one by one, :meth:`parallel` at a time, and waited for.
     """
 
     name: ClassVar[str]
     queues: ClassVar[bool] = False
 
     def check(self, site: Site) -> None:
-        """Check that the runs of a sweep can run here.
-
-        Raises:
-            ExperimentError: the ranks do not fit, or the backend's commands are missing.
-        """
+        """Raise an ExperimentError if the ranks do not fit, or commands are missing."""
         if site.ranks % site.nodes:
             raise ExperimentError(
                 f"{site.ranks} ranks cannot be shared evenly by {site.nodes} nodes of "
@@ -134,19 +107,19 @@ class Backend(ABC):
             )
 
     def parallel(self, site: Site) -> int:
-        """How many runs are started at a time; not asked of a backend that queues."""
+        """Return how many runs are started at a time; not used by backends that queue."""
         return site.cluster.max_parallel
 
     @abstractmethod
     def submit(
         self, ledger: Ledger, submission: Submission, site: Site, *, plan: TimePlan, slot: int = 0
     ) -> StartedJob:
-        """Hand the runs of a submission over.
+        """Start or queue the runs of a submission, which are claimed for it.
 
         Args:
-            ledger: has the runs, which are claimed for the submission.
-            submission: one run, or many if the backend queues.
-            site: where and with how many ranks.
+            ledger: has the runs.
+            submission: of one run, or of many if the backend queues.
+            site: where, and with how many ranks.
             plan: time limit and number of requeues.
             slot: which of the :meth:`parallel` places the run takes.
 
@@ -156,21 +129,14 @@ class Backend(ABC):
 
     @abstractmethod
     def watch(self, submissions: Sequence[Submission]) -> Watch:
-        """Ask for the jobs of these submissions, once for all."""
+        """Query the jobs of these submissions, all at once."""
 
     @abstractmethod
     def cancel(self, ledger: Ledger, submission: Submission, job_ids: Sequence[str]) -> None:
-        """Tell jobs of a submission to end.
-
-        Raises:
-            ExperimentError: the cluster refuses, or does not answer.
-        """
+        """Tell jobs of a submission to end; an ExperimentError if the cluster refuses."""
 
     def find_jobs_of(self, submissions: Sequence[Submission]) -> dict[str, str]:
-        """Find jobs of submissions whose submit was killed before it could note their ids.
-
-        Returns:
-            Token -> job id, of those that the cluster has.
+        """Return token -> job id of submissions whose submit was killed before it noted the id.
 
         Raises:
             ExperimentError: the cluster does not answer.
@@ -179,15 +145,9 @@ class Backend(ABC):
 
 
 def job_environment(cluster: Cluster, code: Path, threads: int | None) -> dict[str, str]:
-    """What the processes of a job must have set: the snapshot comes first on Python's path."""
-    before = os.environ.get("PYTHONPATH")
-    environment = {
-        "PYTHONPATH": os.pathsep.join([str(code), *([before] if before else [])]),
-        "SUBMITIT_PREEMPT_SIGNAL": cluster.signal,
-    }
-    if threads:
-        environment["OMP_NUM_THREADS"] = str(threads)
-    return environment
+    """Return the environment of a job: the snapshot comes first on Python's path."""
+    environment = {"PYTHONPATH": python_path(code), "SUBMITIT_PREEMPT_SIGNAL": cluster.signal}
+    return {**environment, "OMP_NUM_THREADS": str(threads)} if threads else environment
 
 
 @contextlib.contextmanager

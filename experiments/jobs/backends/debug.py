@@ -1,4 +1,4 @@
-"""Runs in this very process, one after the other: under a debugger, without a cluster."""
+"""Run sweeps in this process, one run after the other, for a debugger."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs in processes of this machine, some at a time, through submitit's local executor."""
+"""Run sweeps in processes of this machine, through submitit's local executor."""
 
 from __future__ import annotations
 

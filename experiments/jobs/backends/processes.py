@@ -1,4 +1,4 @@
-"""Runs as processes of this machine: what the local and the debug backend have in common."""
+"""The common base of the local and the debug backend: runs as processes of this machine."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class _ProcessWatch(Watch):
 
     def observe(self, run: ClaimedRun) -> Observation:
         submission, current = run.submission, run.current
-        # A submit that was killed did not note the process that it had started, which did itself.
+        # If a submit was killed before it noted its process, the process itself has.
         known = submission if submission.job_id else current
         job_id = known.job_id
 
@@ -63,7 +63,8 @@ class _ProcessWatch(Watch):
                 return seen(State.RUNNING, reason)
         else:
             left = self._backend.outlives_failure and run.has_failed
-            if not left and process_lives(job_id, known.process_start):
+            start = known.process_start
+            if not left and start is not None and process_start(job_id) == start:
                 return seen(State.RUNNING, run.doing)
         if submission.cancelled:
             return seen(State.CANCELLED)
@@ -74,15 +75,10 @@ class _ProcessWatch(Watch):
         return seen(State.FAILED, run.last_words() or "its process ended without a word")
 
 
-def process_lives(pid: str, start: str | None) -> bool:
-    """Whether a process of this machine still runs, and is the one that was started then."""
-    return start is not None and process_start(pid) == start
-
-
 def process_start(pid: str) -> str | None:
     """Return when a process started, in clock ticks since boot; None if there is none.
 
-    Process ids are used again; an id together with its start is not.
+    The system reuses process ids, but not an id together with its start.
     """
     try:
         text = Path("/proc", pid, "stat").read_text()

@@ -1,4 +1,4 @@
-"""Runs as job arrays of a SLURM cluster, through submitit."""
+"""Run sweeps as job arrays of a SLURM cluster, through submitit."""
 
 from __future__ import annotations
 
@@ -90,9 +90,9 @@ class _SlurmWatch(Watch):
         self._found = _ids_by_token(orphans, self._jobs)
 
     def observe(self, run: ClaimedRun) -> Observation:
-        found = self._found.get(run.submission.token)
-        submission = run.submission.model_copy(update={"job_id": found}) if found else None
-        submission = submission or run.submission
+        submission = run.submission
+        if found := self._found.get(submission.token):
+            submission = submission.model_copy(update={"job_id": found})
         if not submission.job_id:
             if self.remark:
                 return Observation(State.QUEUED, "submitted? SLURM was not asked", executor="slurm")
@@ -128,7 +128,7 @@ class _SlurmWatch(Watch):
 
 
 def _sbatch_parameters(submission: Submission, site: Site, plan: TimePlan) -> dict[str, Any]:
-    """Parameters of submitit's ``SlurmExecutor``; None stands for SLURM's own default."""
+    """Return parameters of ``submitit.SlurmExecutor``; None stands for SLURM's own default."""
     cluster, code = site.cluster, Path(submission.code)
     threads = cluster.threads_per_rank or cluster.cpus_per_rank
     # In the copy of the code: Python looks in the current folder before PYTHONPATH.

@@ -1,4 +1,4 @@
-"""SLURM's own commands: ask for jobs, and cancel them."""
+"""Query and cancel jobs with SLURM's own commands."""
 
 from __future__ import annotations
 
@@ -12,38 +12,20 @@ from dataclasses import dataclass
 from experiments.errors import ExperimentError
 from experiments.jobs.state import State
 
-STATES = {
-    "PENDING": State.QUEUED,
-    "CONFIGURING": State.QUEUED,
-    "EXPEDITING": State.QUEUED,
-    "POWER_UP_NODE": State.QUEUED,
-    "REQUEUED": State.QUEUED,
-    "REQUEUE_FED": State.QUEUED,
-    "REQUEUE_HOLD": State.QUEUED,
-    "RESV_DEL_HOLD": State.QUEUED,
-    "SPECIAL_EXIT": State.QUEUED,
-    "RUNNING": State.RUNNING,
-    "COMPLETING": State.RUNNING,
-    "RESIZING": State.RUNNING,
-    "SIGNALING": State.RUNNING,
-    "STAGE_OUT": State.RUNNING,
-    "STOPPED": State.RUNNING,
-    "SUSPENDED": State.RUNNING,
-    "UPDATE_DB": State.RUNNING,
-    "COMPLETED": State.FINISHED,
-    "FAILED": State.FAILED,
-    "LAUNCH_FAILED": State.FAILED,
-    "RECONFIG_FAIL": State.FAILED,
-    "CANCELLED": State.CANCELLED,
-    "REVOKED": State.CANCELLED,
-    "TIMEOUT": State.TIMED_OUT,
-    "DEADLINE": State.TIMED_OUT,
-    "OUT_OF_MEMORY": State.OUT_OF_MEMORY,
-    "NODE_FAIL": State.NODE_FAILED,
-    "BOOT_FAIL": State.NODE_FAILED,
-    "PREEMPTED": State.PREEMPTED,
+_WORDS = {
+    State.QUEUED: "PENDING CONFIGURING EXPEDITING POWER_UP_NODE REQUEUED REQUEUE_FED REQUEUE_HOLD "
+    "RESV_DEL_HOLD SPECIAL_EXIT",
+    State.RUNNING: "RUNNING COMPLETING RESIZING SIGNALING STAGE_OUT STOPPED SUSPENDED UPDATE_DB",
+    State.FINISHED: "COMPLETED",
+    State.FAILED: "FAILED LAUNCH_FAILED RECONFIG_FAIL",
+    State.CANCELLED: "CANCELLED REVOKED",
+    State.TIMED_OUT: "TIMEOUT DEADLINE",
+    State.OUT_OF_MEMORY: "OUT_OF_MEMORY",
+    State.NODE_FAILED: "NODE_FAIL BOOT_FAIL",
+    State.PREEMPTED: "PREEMPTED",
 }
-"""Every job state of squeue(1) and sacct(1) -> what it means for a run.
+STATES = {word: state for state, words in _WORDS.items() for word in words.split()}
+"""Every job state of squeue(1) and sacct(1) -> the state of its run.
 
 A held job counts as queued; its reason says why.
 """
@@ -51,33 +33,20 @@ A held job counts as queued; its reason says why.
 
 @dataclass(frozen=True)
 class Job:
-    """A job, or one task of an array, as SLURM knows it.
+    """A job, or one task of an array, as SLURM knows it."""
 
-    Attributes:
-        state: what SLURM's word means; ``FINISHED`` says that the job ended well. An unknown word
-            of a newer SLURM counts as running, so that nothing is submitted twice.
-        word: SLURM's own.
-        reason: why it waits or how it ended; may be empty.
-        nodes: where it runs or ran.
-        name: of the job.
-    """
-
-    state: State
-    word: str
-    reason: str
-    nodes: str
+    state: State  # FINISHED if the job ended well
+    word: str  # SLURM's own state
+    reason: str  # why it waits or how it ended; may be empty
+    nodes: str  # where it runs or ran
     name: str
 
 
-_SEPARATOR = "|"
 _JOB = re.compile(r"(?P<base>\d+)(?:_(?:(?P<task>\d+)|\[(?P<tasks>[\d,-]+)(?:%\d+)?\]))?")
 
 
 def require_slurm() -> None:
-    """
-    Raises:
-        ExperimentError: this machine has no SLURM commands.
-    """
+    """Raise an ExperimentError on a machine without SLURM's commands."""
     missing = [name for name in ("sbatch", "squeue", "scancel") if shutil.which(name) is None]
     if missing:
         raise ExperimentError(
@@ -89,13 +58,13 @@ def require_slurm() -> None:
 def find_jobs(
     job_ids: Iterable[str] = (), names: Iterable[str] = (), since: float | None = None
 ) -> dict[str, Job]:
-    """Ask SLURM for jobs: its queue first, its accounting for those that left it.
+    """Find jobs in SLURM's queue, and in its accounting if they have left the queue.
 
     Args:
         job_ids: base ids, without array tasks.
         names: job names.
-        since: where accounting begins to look for names, in seconds of :func:`time.time`; a week
-            ago if it is not given.
+        since: how far back accounting looks for names, in seconds of :func:`time.time`; by default
+            a week.
 
     Returns:
         Job id, with ``_task`` for array tasks -> :class:`Job`. What SLURM has forgotten is absent.
@@ -110,8 +79,7 @@ def find_jobs(
     found: dict[str, Job] = {}
     # The accounting first: what the queue says of the same job is newer.
     if shutil.which("sacct"):
-        what = "JobID,State,Reason,NodeList,ExitCode,JobName"
-        options = ["-n", "-X", "-P", "-o", f"{what}%200"]
+        options = ["-nXP", "-o", "JobID,State,Reason,NodeList,ExitCode,JobName%200"]
         for select in _chunks("-j", wanted_ids):
             found.update(_read_sacct(_try("sacct", *options, *select)))
         # sacct reads local time. A minute more, since clocks differ.
@@ -121,18 +89,14 @@ def find_jobs(
             found.update(_read_sacct(_try("sacct", *options, *select)))
     queue = _run("squeue", "--me", "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%N|%j")
     for line in queue.splitlines():
-        job_id, state, reason, nodes, name = [*line.split(_SEPARATOR, 4), "", "", "", ""][:5]
+        job_id, state, reason, nodes, name = [*line.split("|", 4), "", "", "", ""][:5]
         if job_id.split("_")[0] in wanted_ids or name in wanted_names:
             found[job_id] = _job(state, reason, nodes, name)
     return found
 
 
 def cancel_jobs(job_ids: Sequence[str]) -> None:
-    """Cancel jobs or array tasks; those that have ended are no error.
-
-    Raises:
-        ExperimentError: SLURM refuses, or does not answer.
-    """
+    """Cancel jobs or array tasks, ended ones included; an ExperimentError if SLURM refuses."""
     require_slurm()
     for start in range(0, len(job_ids), 200):
         _run("scancel", *job_ids[start : start + 200])
@@ -146,7 +110,7 @@ def _chunks(option: str, values: set[str]) -> list[list[str]]:
 def _read_sacct(text: str) -> dict[str, Job]:
     jobs = {}
     for line in text.splitlines():
-        fields = line.split(_SEPARATOR, 5)
+        fields = line.split("|", 5)
         if len(fields) < 6:
             continue
         job_id, state, reason, nodes, exit_code, name = fields
@@ -160,7 +124,7 @@ def _read_sacct(text: str) -> dict[str, Job]:
 
 
 def _expand(job_id: str) -> list[str]:
-    """``7_[1-3,5%2]`` is four tasks of one array that still wait."""
+    """Split a waiting array such as ``7_[1-3,5%2]`` into its tasks."""
     match = _JOB.fullmatch(job_id)
     if match is None:
         return []
@@ -177,13 +141,9 @@ def _expand(job_id: str) -> list[str]:
 def _job(state: str, reason: str, nodes: str, name: str) -> Job:
     word = state.split()[0].rstrip("+") if state.split() else ""  # "CANCELLED by 1000"
     unset = ("", "None", "None assigned", "(null)")
-    return Job(
-        STATES.get(word, State.RUNNING),
-        state,
-        "" if reason in unset else reason,
-        "" if nodes in unset else nodes,
-        name,
-    )
+    reason, nodes = ("" if text in unset else text for text in (reason, nodes))
+    # An unknown word of a newer SLURM counts as running, so that nothing is submitted twice.
+    return Job(STATES.get(word, State.RUNNING), state, reason, nodes, name)
 
 
 def _run(*command: str) -> str:
@@ -200,7 +160,7 @@ def _run(*command: str) -> str:
 
 
 def _try(*command: str) -> str:
-    """Output of the accounting; empty where a cluster has none."""
+    """Return the output of the accounting; empty where a cluster has none."""
     try:
         return _run(*command)
     except ExperimentError:

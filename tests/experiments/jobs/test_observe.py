@@ -1,4 +1,4 @@
-"""What a run's records and its cluster say, together."""
+"""The state of a run, from its records and its cluster."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def ledger(tmp_path: Path) -> Ledger:
 
 
 def submitted(ledger: Ledger, *, token: str = "t1", **record: object) -> None:
-    """A run that was submitted, as ``submit`` leaves it."""
+    """Record a submitted run, as ``submit`` does."""
     base = {
         "token": token, "sweep": "s", "executor": "slurm", "job_name": f"yolof.s.{token}",
         "job_id": "7", "runs": [RUN, "other"], "created": "2026-01-01T00:00:00Z", "host": "vm",
@@ -41,7 +41,7 @@ def submitted(ledger: Ledger, *, token: str = "t1", **record: object) -> None:
 
 
 def wrote(ledger: Ledger, **content: object) -> None:
-    """What the job itself wrote."""
+    """Write ``state.json``, as the job does."""
     record = {"token": "t1", "iteration": 5, "attempts": [], "evaluations": [], **content}
     write_json(ledger.run_folder(RUN) / "state.json", record)
 
@@ -180,7 +180,7 @@ def test_a_local_run_whose_process_lives_and_one_whose_number_was_given_away(led
 
 
 def fake_slurm(folder: Path, monkeypatch: pytest.MonkeyPatch, **outputs: str) -> None:
-    """Commands that print what SLURM printed."""
+    """Put commands on the path that print what SLURM printed."""
     for name in ("sbatch", "scancel", *outputs):
         text = outputs.get(name, "")
         (folder / name).write_text(f"#!/bin/sh\ncat <<'END'\n{text}\nEND\n")

@@ -38,7 +38,7 @@ def state(job: str) -> str:
 
 
 def ends(job: str) -> list[str]:
-    """Wait until a job has ended; say in which state each of its runs did."""
+    """Wait until a job has ended; return the state of each of its runs."""
     wait_for(lambda: state(job) in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"))
     options = ["--duplicates", "--allocations", "--noheader", "--parsable2", "--format=State"]
 

@@ -58,7 +58,7 @@ def limited(slurm: SlurmCluster, tiny: Tiny, site, tmp_path_factory) -> Path:
 
 
 def sacct(*job_ids: str) -> dict[str, str]:
-    """Job id -> state, of all tasks of these jobs."""
+    """Return job id -> state of all tasks of these jobs."""
     words = ["sacct", "-X", "-n", "-P", "-o", "JobID,State", "-j", ",".join(job_ids)]
     lines = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split("\n")
     return dict(line.split("|") for line in lines if line)
@@ -69,7 +69,7 @@ def submissions(runs: Path) -> list[dict]:
 
 
 def finished(runs: Path, sweep: str = "tiny") -> dict[str, Path]:
-    """Wait for all runs of a sweep; their folders."""
+    """Wait for all runs of a sweep; return their folders."""
     folders = run_folders(runs, sweep)
 
     def done() -> bool:
@@ -82,14 +82,14 @@ def finished(runs: Path, sweep: str = "tiny") -> dict[str, Path]:
 
 
 def wait_for_iteration(runs: Path, number: int = 1) -> Path:
-    """Until the run trains; its folder."""
+    """Wait until the run trains; return its folder."""
     (folder,) = run_folders(runs).values()
     wait_until(lambda: state(folder).get("iteration", 0) >= number)
     return folder
 
 
 def wrap_sbatch(folder: Path, monkeypatch: pytest.MonkeyPatch, first: str) -> None:
-    """Let ``sbatch`` run a shell command first, to decide what comes while it works."""
+    """Make ``sbatch`` run a shell command first, to time what happens meanwhile."""
     script = f'#!/bin/sh\n{first}\nexec {shutil.which("sbatch")} "$@"\n'
     (folder / "sbatch").write_text(script)
     (folder / "sbatch").chmod(0o755)
@@ -194,7 +194,7 @@ def test_a_run_that_crashes_is_failed_with_its_last_line(tiny, runs, site, node,
 
 
 def held(runs: Path) -> dict[str, str]:
-    """Run -> its job in SLURM's queue, of jobs that are held there."""
+    """Return run -> job, of the jobs that SLURM holds in its queue."""
     queue = find_jobs(names=[record["job_name"] for record in submissions(runs)])
     names = {record["job_name"]: record["runs"] for record in submissions(runs)}
     found: dict[str, str] = {}

@@ -29,7 +29,7 @@ SLOW = {"SOLVER.MAX_ITER": 60, "SOLVER.STEPS": [50]}
 
 
 def rank_processes(folder: Path) -> list[int]:
-    """Processes of a local job whose controller is the recorded one."""
+    """Return the rank processes of a local job, given its controller."""
     controller = state(folder)["job_id"]
     children = Path(f"/proc/{controller}/task/{controller}/children").read_text()
     return [int(pid) for pid in children.split()]

@@ -1,4 +1,4 @@
-"""What runs must have in common, and every key in which they differ."""
+"""Runs that cannot be compared, and the keys in which they differ."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def comparison_of(sweep: FinishedSweep) -> Comparison:
 
 
 def knobs_of(*configs: dict, overrides: tuple[str, ...] = ()) -> tuple[dict, dict]:
-    """Rows a, b, ... of these configs: key -> values in their order, None where it is not read."""
+    """Return key -> values of rows with these configs, None where a row does not read it."""
     rows = []
     for name, config in zip("abcdef", configs, strict=False):
         run = SweepRun(id=name, name=name, row=name, cells={"run": name}, seed=0)

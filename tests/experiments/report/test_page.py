@@ -73,7 +73,7 @@ def read_markdown_line(line: str) -> list[str]:
 
 
 def read_latex(source: str) -> list[list[str]]:
-    """The cells of a tabular, by the rules of TeX that matter here.
+    """Return the cells of a tabular, by TeX's rules.
 
     A comment runs to the end of its line; ``{`` and ``}`` pair up; ``&`` ends a cell and ``\\\\`` a
     line; ``[`` and ``*`` after ``\\\\`` would be its arguments; ``_ ^ $ # ~`` need a backslash.

@@ -102,11 +102,11 @@ def overlap(texts: list, renderer: object) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("rows", [1, 24])
-@pytest.mark.parametrize("draw", [plots._draw_sizes, plots._draw_curves, plots._draw_speed])
-def test_labels_do_not_lie_on_one_another(tmp_path, rows, draw):
+@pytest.mark.parametrize("name", ["ap_by_size", "ap_over_iterations", "ap_against_speed"])
+def test_labels_do_not_lie_on_one_another(tmp_path, rows, name):
     comparison = many(tmp_path, rows)
     with matplotlib.rc_context(plots._STYLE):
-        figure = draw(plots._set_scene(comparison.rows, comparison.baseline.name))
+        figure = plots.PICTURES[name](plots._set_scene(comparison.rows, comparison.baseline.name))
         renderer = FigureCanvasAgg(figure).get_renderer()
         figure.draw_without_rendering()
     texts = [text for legend in figure.legends for text in legend.get_texts()]

@@ -1,4 +1,4 @@
-"""The CSV is the summaries, to the last digit."""
+"""The CSV has the figures of the summaries, to the last digit."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from experiments.report.statistics import Estimate, average, paired_difference, t_quantile
+from experiments.report.statistics import Average, average, paired_difference, t_quantile
 
 by_seed = st.dictionaries(st.integers(0, 5), st.floats(0, 100), max_size=6)
 
@@ -53,7 +53,7 @@ def test_mean_and_sample_deviation(values):
     if not values:
         assert found is None
     elif len(values) == 1:
-        assert found == Estimate(values[0], None, 1)
+        assert found == Average(values[0], None, 1)
     else:
         assert found.mean == pytest.approx(np.mean(values), abs=1e-9)
         assert found.deviation == pytest.approx(np.std(values, ddof=1), abs=1e-9)

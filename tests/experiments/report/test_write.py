@@ -38,7 +38,7 @@ def ledger(tmp_path) -> Ledger:
 
 
 def cells(text: str, first: str, table: int = 0) -> list[str]:
-    """Cells of the line that begins so, of one of the tables that have it."""
+    """Return the cells of the line that begins so, in a table that has it."""
     lines = [line for line in text.splitlines() if line.startswith(f"| {first} ")]
     return [cell.strip() for cell in lines[table].strip("|").split("|")]
 

@@ -21,7 +21,7 @@ def config() -> dict:
 
 
 def change(config: dict, key: str) -> dict:
-    """A copy of the config with another value under a key."""
+    """Return a copy of the config with another value of a key."""
     changed = copy.deepcopy(config)
     *parents, leaf = key.split(".")
     functools.reduce(dict.__getitem__, parents, changed)[leaf] = "another value"
@@ -33,7 +33,7 @@ def run_id(config: dict, ranks: int) -> str:
 
 
 def in_excluded(key: str) -> str | None:
-    """The excluded key or node that a key lies in."""
+    """Return the excluded key or node that contains a key."""
     return next((e for e in EXCLUDED_KEYS if f"{key}.".startswith(f"{e}.")), None)
 
 

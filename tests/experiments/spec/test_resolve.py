@@ -1,4 +1,4 @@
-"""What a run's config resolves to, and when it is resolved again."""
+"""Resolved configs, and when they are resolved again."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from yolof_d2.data import resolve_datasets
 
 @pytest.fixture(autouse=True)
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A command is a process of its own: nothing is kept in memory between two."""
+    """Forget between two calls, as commands in processes of their own do."""
     monkeypatch.setattr(resolve, "_stamp", resolve._stamp.__wrapped__)
     monkeypatch.setattr(resolve, "_ask", resolve_here)
 
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many configs each start of the resolver was asked for."""
+    """Count the configs of each start of the resolver."""
     counts: list[int] = []
     ask = resolve._ask
 

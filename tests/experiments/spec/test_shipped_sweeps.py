@@ -1,4 +1,4 @@
-"""The sweeps that ship: they resolve, they are what their tables say, and the small ones train."""
+"""The shipped sweeps resolve, match the tables of the paper, and the small ones train."""
 
 from __future__ import annotations
 

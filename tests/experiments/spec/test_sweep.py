@@ -1,4 +1,4 @@
-"""Sweeps as data: what a file expands to, and what is refused with file and line."""
+"""Sweep files: the runs they expand to, and errors with file and line."""
 
 from __future__ import annotations
 

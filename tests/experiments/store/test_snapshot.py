@@ -1,4 +1,4 @@
-"""The code that jobs run: everything that counts, once, and whole."""
+"""Snapshots of the code are complete, and taken once."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ LOGGED = [name for row in TABLE for name in re.findall("`([^`]+)`", row.split("|
 
 
 def is_logged(metric: str) -> bool:
-    """Whether the documentation has a name."""
+    """Whether the documentation names a figure."""
     classless = re.sub("^bbox/AP-.+", "bbox/AP-<class>", metric)
     return re.sub("(^per_rank/.+)_rank[0-9]+$", r"\1", classless) in LOGGED
 
@@ -39,7 +39,7 @@ RUNS = {FIRST: "k=1,seed=0", SECOND: "k=1,seed=1", THIRD: "k=2,seed=0"}
 
 
 def write_sweep(ledger: Ledger, *, device: str = "cuda") -> None:
-    """Two seeds of k=1, the baseline, and one of k=2, which an older sweep submitted first."""
+    """Write a sweep of k=1, the baseline, and of k=2, which an older sweep ran first."""
     runs = []
     for identity, name in RUNS.items():
         row = name.split(",")[0]
@@ -54,7 +54,7 @@ def write_sweep(ledger: Ledger, *, device: str = "cuda") -> None:
 
 
 def finish(ledger: Ledger) -> None:
-    """Two runs are finished, one with a class that the other's data lack; `report` was called."""
+    """Finish two runs, one with a class that the other lacks, and write a report."""
     for identity, classes in zip(RUNS, (["cat"], ["cat", "traffic light"]), strict=False):
         box = {"AP": 30.0, "APs": None, "AR100": 40.0, **{f"AP-{name}": 30.0 for name in classes}}
         summary = {"commit": "abc123", "results": {"bbox": box}}
@@ -76,7 +76,7 @@ def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ledger:
 
 
 def specs(ledger: Ledger) -> tuple[dict, dict]:
-    """What a dry run wrote, workspace and report, read without the package."""
+    """Return the workspace and report of a dry run, read without the package."""
     folder = ledger.sweep_folder("study") / "dashboard"
     first, second = (
         json.loads((folder / f"{n}.json").read_text()) for n in ("workspace", "report")
@@ -85,7 +85,7 @@ def specs(ledger: Ledger) -> tuple[dict, dict]:
 
 
 def nodes(value: object) -> Iterator[dict]:
-    """All objects in a JSON value."""
+    """Yield all objects in a JSON value."""
     if isinstance(value, dict):
         yield value
     for child in value.values() if isinstance(value, dict) else value:
@@ -112,7 +112,7 @@ def filters(spec: dict) -> list[dict]:
 
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No connection, and no process that could make one, as W&B's service does."""
+    """Forbid connections, and processes such as W&B's service, which could make one."""
 
     def refuse(*args: object, **options: object) -> None:
         raise AssertionError("a dry run touched the network")
@@ -258,7 +258,7 @@ class Server(WandbServer):
 
 @pytest.fixture(scope="module")
 def started() -> Iterator[Server]:
-    """One server, for W&B's service process is started once."""
+    """Start one server, since W&B starts its service process once."""
     import wandb
 
     with Server() as server, pytest.MonkeyPatch.context() as patch:
@@ -271,7 +271,7 @@ def started() -> Iterator[Server]:
 
 @pytest.fixture
 def server(started: Server) -> Server:
-    """As new."""
+    """Return the server without views."""
     started.views.clear()
     started.projects = {"p": 41, "q": 42}
     started.entity, started.refused = "team", ""
@@ -279,7 +279,7 @@ def server(started: Server) -> Server:
 
 
 def made(server: Server, kind: str) -> dict:
-    """The only view of a type."""
+    """Return the only view of a type."""
     (view,) = [view for view in server.views.values() if view["type"] == kind]
     return view
 

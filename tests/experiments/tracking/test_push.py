@@ -34,7 +34,7 @@ def server() -> Iterator[WandbServer]:
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Ledger:
-    """Two runs of a sweep, of which nothing was trained."""
+    """Record two runs of a sweep that have not trained."""
     ledger = Ledger(tmp_path / "runs")
     runs = []
     for identity, name in (("aaaa", "YOLOF"), ("bbbb", "RetinaNet")):

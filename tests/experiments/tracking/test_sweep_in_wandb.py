@@ -30,7 +30,7 @@ KILLS = 3
 
 
 def is_worth_a_kill(folder: Path, starts: int) -> bool:
-    """Whether W&B logs this start, and what was logged last will be trained again."""
+    """Whether W&B logs this start, and will see the last iterations again."""
     if len(list((folder / "wandb").glob("offline-run-*/*.wandb"))) < starts:
         return False
     records = read_metrics(folder / "metrics.json")
@@ -39,7 +39,7 @@ def is_worth_a_kill(folder: Path, starts: int) -> bool:
 
 @pytest.fixture(scope="module")
 def killed(tiny, tmp_path_factory) -> Path:
-    """The folder of all runs, after one of them was killed and requeued three times."""
+    """Kill and requeue a run three times; return the folder of all runs."""
     runs = tmp_path_factory.mktemp("killed") / "runs"
     overrides = {
         **tiny.trouble(SECONDS=0.05),
@@ -80,7 +80,7 @@ def folder(killed) -> Path:
 
 @pytest.fixture(scope="module")
 def logged(folder) -> LocalRun:
-    """The run as W&B has it: the last offline folder, which a sync sends."""
+    """Return the run as W&B has it, from the last offline folder, which a sync sends."""
     starts = sorted((folder / "wandb").glob("offline-run-*"))
     assert len(starts) == KILLS + 1
     return read_run(starts[-1])

@@ -1,4 +1,4 @@
-"""What submit, status and cancel ask of a backend, shown with one that runs nothing."""
+"""The contract of a backend with submit, status and cancel, tested with one that runs nothing."""
 
 from __future__ import annotations
 
