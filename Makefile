@@ -17,7 +17,7 @@ unexport PIP_BUILD_CONSTRAINT
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-fast lint format clean
+.PHONY: help demo test test-fast mutants lint format clean
 
 fail = { printf '\nerror: %s\n' "$(1)" >&2; exit 1; }
 NO_PYTHON = '$(PYTHON)' does not run; expected Python 3.10 or newer. Install it (Debian and \
@@ -34,6 +34,8 @@ D2_FAILED = could not install Detectron2; the message above says why. Fix it, th
 DEMO_FAILED = the demo did not finish; see above. To see the logs of failed runs: \
 $(EXPERIMENTS) logs demo. To continue where it stopped: make demo.
 TEST_FAILED = tests failed; see above. To run one test again: $(PY) -m pytest <file>::<test>
+MUTANTS_FAILED = too few planted faults were caught, or one no longer fits the code; see above. To run \
+some again: $(PY) -m tests.mutants.run -k <word>
 FORMAT_FAILED = some files are not formatted. Run make format and review the diff.
 CHECK_FAILED = ruff found problems; see above. make format fixes some of them.
 TYPES_FAILED = mypy found type errors; see above.
@@ -56,6 +58,9 @@ test: $(STAMP)  ## run all tests, and name the slowest
 
 test-fast: $(STAMP)  ## run the tests that take less than about five seconds each
 	@$(PYTEST) -m "not slow and not slurm" tests || $(call fail,$(TEST_FAILED))
+
+mutants: $(STAMP)  ## plant faults in the code and show which of them the tests catch (minutes)
+	@nice $(PY) -m tests.mutants.run || $(call fail,$(MUTANTS_FAILED))
 
 lint: $(STAMP)  ## check format, style and types; change nothing
 	@$(PY) -m ruff format --check . || $(call fail,$(FORMAT_FAILED))

@@ -76,6 +76,7 @@ RUN_BY_TEST = {
     "python -m yolof_d2.tools.model_zoo": (
         "test_the_file_in_the_repository_is_what_the_command_writes"
     ),
+    "python -m tests.mutants.run": "test_what_becomes_of_each_fault_and_the_code_stays",
     "python -m experiments plan": "test_every_sweep_resolves_against_the_configs_here",
     "python -m experiments submit": "test_cancel_saves_and_retry_goes_on",
     "python -m experiments cancel": "test_cancel_saves_and_retry_goes_on",

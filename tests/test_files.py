@@ -60,6 +60,21 @@ def test_so_does_one_that_the_system_refuses(tmp_path):
 @pytest.mark.parametrize("durable", [True, False])
 def test_a_durable_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch, durable):
     path, synced = tmp_path / "file", []
-    monkeypatch.setattr(os, "fsync", lambda number: synced.append(path.exists()))
+
+    def fsync(number):
+        synced.append((os.fstat(number).st_size, path.exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
     write_text(path, "new", durable=durable)
-    assert synced == [False] * durable
+    assert synced == [(3, False)] * durable
+
+
+def test_two_processes_that_write_at_once_do_not_share_a_file(tmp_path):
+    path = tmp_path / "file"
+    with replacing(path) as file:
+        file.write(b"mine")
+        other = multiprocessing.get_context("fork").Process(target=write_text, args=(path, "its"))
+        other.start()
+        other.join()
+        assert (other.exitcode, path.read_text()) == (0, "its")
+    assert path.read_text() == "mine"

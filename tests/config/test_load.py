@@ -200,6 +200,7 @@ def test_the_same_last_name_elsewhere_is_nearer_than_a_similar_spelling():
         (["SOLVER.BASE_LR", "0.1", "SOLVER.MAX_ITER"], ["odd number", "SOLVER.MAX_ITER"]),
         (["SOLVER.AMP.PRECISION", "fp8"], ["SOLVER.AMP.PRECISION", "fp16", "bf16", "fp8"]),
         (["INPUT.RANDOM_SHIFT.PROB", "1.5"], ["INPUT.RANDOM_SHIFT.PROB", "[0, 1]", "1.5"]),
+        (["INPUT.RANDOM_SHIFT.PROB", "-0.5"], ["INPUT.RANDOM_SHIFT.PROB", "[0, 1]", "-0.5"]),
         (["MODEL.META_ARCHITECTURE", "YOLOV"], ["META_ARCHITECTURE", "'YOLOV'", "'YOLOF'?"]),
     ],
 )
@@ -246,6 +247,8 @@ def test_a_saved_config_with_a_class_count_for_all_models_loads_again(tmp_path, 
     words = ["MODEL.META_ARCHITECTURE", name, "SOLVER.STEPS", "(3, 5)", "OUTPUT_DIR", "x"]
     cfg = build_cfg(overrides=words)
     set_num_classes(cfg, 3)  # as resolve_datasets does
+    nodes = ("YOLOF", "RETINANET", "FCOS", "ROI_HEADS")
+    assert {cfg.MODEL[node].NUM_CLASSES for node in nodes} == {3}
     again = build_cfg(str(write(tmp_path / "config.yaml", cfg.dump())))
     assert yaml.safe_load(again.dump()) == yaml.safe_load(cfg.dump())
     assert num_classes(again) == 3

@@ -166,6 +166,11 @@ def test_order_of_the_categories_does_not_matter(folder):
         assert MetadataCatalog.get(name).thing_classes == ["cat", "dog"]
 
 
+def test_categories_are_in_the_order_of_their_ids(folder):
+    file = write_json(folder / "turned.json", dict(reversed(TWO_CLASSES.items())))
+    assert list(datasets.read_categories(str(file)).items()) == [(3, "cat"), (7, "dog")]
+
+
 def test_long_list_of_differences_is_shortened(folder):
     write_json(folder / "test.json", {i: f"c{i}" for i in range(100, 140)})
     with pytest.raises(DataError, match=r"\.\.\. and 32 more"):

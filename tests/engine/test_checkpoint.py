@@ -58,10 +58,23 @@ def test_a_pickle_of_imagenet_weights_is_loaded_by_detectron2s_heuristics(tmp_pa
 def test_what_it_saves_it_loads(tmp_path):
     model = Net()
     checkpointer = StrictDetectionCheckpointer(model, str(tmp_path))
-    checkpointer.save("x")
+    checkpointer.add_checkpointable("head_alone", model.head)
+    checkpointer.save("x", iteration=3)
     again = Net()
-    StrictDetectionCheckpointer(again, str(tmp_path)).load(str(tmp_path / "x.pth"))
+    head = nn.Conv2d(4, 2, 1)
+    loader = StrictDetectionCheckpointer(again, str(tmp_path), head_alone=head)
+    assert loader.load(str(tmp_path / "x.pth"))["iteration"] == 3
     assert torch.equal(again.head.weight, model.head.weight)
+    assert torch.equal(head.weight, model.head.weight)
+
+
+def test_a_checkpoint_is_named_the_last_one_when_it_is_there(tmp_path):
+    checkpointer = StrictDetectionCheckpointer(Net(), str(tmp_path))
+    checkpointer.save("model_0000001")
+    with pytest.raises((AttributeError, TypeError, pickle.PicklingError)):
+        checkpointer.save("model_0000003", iteration=lambda: "cannot be saved")
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
+    assert checkpointer.get_checkpoint_file() == str(tmp_path / "model_0000001.pth")
 
 
 class Slow:

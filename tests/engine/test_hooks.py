@@ -3,14 +3,25 @@ from __future__ import annotations
 import json
 import logging
 import math
+from types import SimpleNamespace
 
 import pytest
+import torch
 from detectron2.data import DatasetCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.engine.train_loop import TrainerBase
+from torch import nn
 
 from yolof_d2.data.synthetic import write_synthetic_dataset
-from yolof_d2.engine.hooks import DrawPredictions, ResumableBestCheckpointer, RunSummary
+from yolof_d2.engine import hooks
+from yolof_d2.engine.hooks import (
+    AverageBatchNorm,
+    DrawPredictions,
+    ResumableBestCheckpointer,
+    RunSummary,
+    StopOnRequest,
+)
+from yolof_d2.errors import TrainingStopped
 
 
 class Run(TrainerBase):
@@ -67,6 +78,52 @@ def test_after_loading_only_a_higher_value_is_saved():
     assert saver.saved == [("model_best", 2.5)]
 
 
+def test_an_equal_value_leaves_the_best_checkpoint_as_it_is():
+    saver, hook = best([2.0, 2.0])
+    assert len(saver.saved) == 1 and hook.state_dict()["best_iter"] == 0
+
+
+# Batch statistics
+
+
+def test_batch_statistics_that_are_trained_become_the_mean_of_all_ranks(monkeypatch):
+    model = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2).eval())
+    model[0].running_mean[:] = torch.tensor([1.0, 3.0])
+    # The other of two ranks has 2 more everywhere.
+    monkeypatch.setattr(hooks.comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(hooks.dist, "all_reduce", lambda own: own.add_(own + 2))
+    AverageBatchNorm(model).after_step()
+    assert model[0].running_mean.tolist() == [2, 4] and model[0].running_var.tolist() == [2, 2]
+    assert model[1].running_mean.tolist() == [0, 0] and model[1].running_var.tolist() == [1, 1]
+
+
+# Stopping
+
+
+def test_a_request_saves_and_stops_after_its_iteration_unless_it_is_the_last():
+    class Stopping(Run):
+        agreed_stop = ""
+
+        def run_step(self):
+            self.agreed_stop = "SIGTERM" if self.iter == 3 else ""
+
+    def train(iterations: int) -> None:
+        hook = StopOnRequest(
+            SimpleNamespace(save=lambda name, **extra: saved.append((name, extra)))
+        )
+        Stopping(hook).train(0, iterations)
+
+    saved: list[tuple[str, dict]] = []
+    train(4)
+    assert not saved
+    with pytest.raises(TrainingStopped, match="SIGTERM"):
+        train(5)
+    assert saved == [("model_0000003", {"iteration": 3})]
+
+
+# Summary
+
+
 def finish(folder, *records: dict, results: dict | None = None) -> dict:
     """The summary of a run whose metrics are these."""
     lines = [json.dumps(record) + "\n" for record in records]
@@ -94,6 +151,14 @@ def test_the_summary_is_of_all_starts_of_a_run(tmp_path):
 
 def test_a_run_without_evaluation_or_timing_has_a_summary_too(tmp_path):
     assert finish(tmp_path)["results"] == {}
+
+
+def test_a_run_that_stopped_early_has_none(tmp_path):
+    hook = RunSummary(str(tmp_path), 8, dict)
+    hook.trainer = SimpleNamespace(iter=2, max_iter=3)
+    hook.before_train()
+    hook.after_train()
+    assert not list(tmp_path.iterdir())
 
 
 # Pictures

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -47,8 +48,19 @@ def test_what_would_stop_every_rank_is_said_before_any_starts(
         (["MODEL.DEVICE", "cuda"], {"here": False}),
     ],
 )
-def test_a_launch_that_can_work_is_let_through(make_cfg, overrides, launch):
-    preflight(make_cfg(*overrides), Launch(**launch))
+def test_a_launch_that_can_work_is_let_through(make_cfg, monkeypatch, overrides, launch):
+    def check_datasets(_, *, skip_train):
+        checked.append(skip_train)
+
+    checked: list[bool] = []
+    module = importlib.import_module("yolof_d2.engine.preflight")
+    monkeypatch.setattr(module, "check_datasets", check_datasets)
+    cfg = make_cfg(*overrides)
+    before = cfg.dump()
+    preflight(cfg, Launch(**launch))
+    assert cfg.dump() == before
+    # Data are looked at where it trains; training data where they are needed.
+    assert checked == [launch.get("eval_only", False)] * launch.get("here", True)
 
 
 @pytest.mark.parametrize(

@@ -56,14 +56,14 @@ def test_a_run_without_metrics_has_no_records(tmp_path):
 
 def test_the_digest_of_a_run_worked_out_by_hand():
     records = [
-        {"iteration": 9, "time": 1.0, "train/memory_process_mib": 100.0, "match/x": 2.0},
-        {"iteration": 19, "time": 3.0, "train/memory_process_mib": 300.04, "match/x": math.nan},
+        {"iteration": 9, "time": 1.0, "train/memory_process_mib": 300.04, "match/x": 2.0},
+        {"iteration": 19, "time": 9.0, "train/memory_process_mib": 100.0, "match/x": math.nan},
         {"iteration": 20, "eval/seconds": 5.0, "eval/memory_process_mib": 900.0, "match/x": 4.0},
         {"iteration": 29, "time": 2.0, "train/images_per_second": 8.0, "checkpoint/seconds": 0.5},
     ]
     found = summarise(records)
     assert found["median_seconds_per_iteration"] == 2.0
-    assert found["training_minutes"] == pytest.approx((10 * 1 + 10 * 3 + 10 * 2) / 60)
+    assert found["training_minutes"] == pytest.approx((10 * 1 + 10 * 9 + 10 * 2) / 60)
     assert found["images_per_second"] == 8.0 and found["data_time_share"] is None
     assert found["peak_memory_mib"] == {"process": 300.0}
     assert found["evaluation"] == {

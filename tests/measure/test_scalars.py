@@ -16,6 +16,7 @@ from torch import nn
 from tests.small import load, read_lines, write_config
 from yolof_d2.config import build_cfg
 from yolof_d2.engine import Trainer
+from yolof_d2.measure import scalars
 from yolof_d2.measure.scalars import (
     PERIOD,
     GradientNorm,
@@ -270,3 +271,43 @@ def test_an_evaluation_that_fails_leaves_the_model_as_it_was():
     with pytest.raises(KeyError), measure_evaluation(model):
         raise KeyError
     assert not model._forward_hooks
+
+
+# All ranks
+
+
+def test_what_is_measured_is_of_all_ranks(monkeypatch):
+    def counts(**values: float) -> list[float]:
+        return [values.get(name, 0.0) for name in COUNTS]
+
+    def gather(own):
+        memory, _ = own
+        more = {name: value + 1000 for name, value in memory.items()}
+        matches = [counts(gt=1, positives=4), counts(gt=3, positives=4), None]
+        return list(zip((memory, more, memory), matches, strict=True))
+
+    class Step(TrainerBase):
+        def run_step(self):
+            self.storage.put_scalars(time=1.0, data_time=0.5)
+
+    monkeypatch.setattr(scalars.comm, "gather", gather)
+    run = Step()
+    run.register_hooks([TrainingMeasurements(nn.Identity(), batch_size=8)])
+    run.train(0, PERIOD)
+    found = {name: value for name, (value, _) in run.storage.latest().items()}
+    assert found["match/positives_per_gt"] == 2
+    each = [found[f"per_rank/train_memory_process_mib_rank{rank}"] for rank in range(3)]
+    assert each == [each[0], each[0] + 1000, each[0]]
+    assert found["train/memory_process_mib"] == each[1]
+
+
+def test_an_evaluation_is_that_of_all_ranks(monkeypatch):
+    def gather(own):
+        speed, memory = own
+        return [own, (speed + 50, {name: value + 1000 for name, value in memory.items()})]
+
+    monkeypatch.setattr(scalars.comm, "gather", gather)
+    with measure_evaluation(nn.Identity()) as measured:
+        pass
+    assert measured["images_per_second"] == 50
+    assert measured["memory_process_mib"] > 1000

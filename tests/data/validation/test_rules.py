@@ -39,12 +39,14 @@ RULES = {
     "no width": (without("images", "width"), "entry", B),
     "no image id": (without("images", "id"), "entry", B),
     "height 0": (image("height", 0), "entry", B),
+    "half a pixel": (image("width", 40.5), "entry", B),
     "width is text": (image("width", "40"), "entry", B),
     "annotation is null": (add("annotations", None), "entry"),
     "no bbox": (without("annotations", "bbox"), "entry", A, 12),
     "no category_id": (without("annotations", "category_id"), "entry", A, 12),
     "no annotation id": (without("annotations", "id"), "entry", A),
     "no image_id": (without("annotations", "image_id"), "entry", None, 12),
+    "category is true": (annotation(category_id=True), "entry", A, 12),
     "category is text": (annotation(category_id="2"), "entry", A, 12),
     "category without name": (without("categories", "name"), "entry"),
     "category id is text": (add("categories", {"id": "3", "name": "x"}), "entry"),
@@ -64,10 +66,12 @@ RULES = {
     "missing folder": (image("file_name", "no/b.png"), "missing_image", "no/b.png"),
     "a folder, no file": (image("file_name", "sub"), "missing_image", "sub"),
     "train: nothing": (top(annotations=[]), "nothing_to_learn"),
+    "train: no listed image": (all_annotations(image_id=77), "nothing_to_learn"),
     "train: all crowd": (all_annotations(iscrowd=1), "nothing_to_learn"),
     "test: nothing": (top(annotations=[]), "no_ground_truth"),
     "test: no area": (without("annotations", "area"), "missing_for_evaluation", A, 12),
     "test: no iscrowd": (without("annotations", "iscrowd"), "missing_for_evaluation", A, 12),
+    "test: area below 0": (annotation(area=-1), "entry", A, 12),
     "test: area text": (annotation(area="50"), "entry", A, 12),
     "test: id 0": (annotation(id=0), "annotation_id_zero", A, 0),
     "width 0": (annotation(bbox=[1, 2, 0, 4]), "empty_box", A, 12),
@@ -136,6 +140,10 @@ def test_missing_and_undecodable_json(folder):
 def test_boxes_within_a_pixel_of_the_border_are_fine(folder):
     for box in ([-1, -1, 42, 32], [0, 0, 40, 30], [39.5, 29.5, 1.5, 1.5]):
         assert check(folder, edited(annotation(bbox=box))) == []
+
+
+def test_a_triangle_is_a_polygon(folder):
+    assert check(folder, edited(annotation(segmentation=[[1, 2, 3, 4, 5, 9]]))) == []
 
 
 def test_training_data_may_lack_area_and_iscrowd_and_have_id_zero(folder):

@@ -46,7 +46,9 @@ def test_the_published_schedule_in_a_day_and_in_four_hours():
 def test_preemptions_that_count_as_time_outs_are_allowed_for():
     # submitit: timed out from min(0.8 T, T - 10 min); for T = 10 that is at once.
     assert plan_time(cluster(10, 60), Estimate(0.1, ""), 100).time_outs == 13
-    assert plan_time(cluster(60), Estimate(1.0, ""), 100_000).time_outs < 60
+    # For T = 35 at 25 minutes. 115,000 s take 69 starts of 1,680 s, or 37 of 3,180 s.
+    assert plan_time(cluster(35), Estimate(1.0, ""), 100_000).time_outs == 68 + 3 + 10
+    assert plan_time(cluster(60), Estimate(1.0, ""), 100_000).time_outs == 36 + 3
 
 
 def test_nothing_known():

@@ -125,6 +125,10 @@ def test_the_first_rank_to_fail_gives_the_reason_and_not_the_echo(tmp_path):
         write_json(tmp_path / "failures" / f"t1-7-{rank}.json", content)
     found = first_failure(tmp_path, "t1")
     assert found is not None and found.kind == "out of memory"
+    for rank in ("1", "2"):
+        (tmp_path / "failures" / f"t1-7-{rank}.json").unlink()
+    found = first_failure(tmp_path, "t1")
+    assert found is not None and "a rank was killed, or its node was lost" in found.reason
     assert first_failure(tmp_path, "t2") is None
 
 
@@ -221,3 +225,53 @@ def test_records_are_plain_json(ledger):
     submitted(ledger)
     record = json.loads((ledger.submission_folder("t1") / "submission.json").read_text())
     assert record["format"] == 1 and record["job_id"] == "7"
+
+
+def test_each_run_of_an_array_is_judged_by_its_own_task(ledger, monkeypatch):
+    submitted(ledger, runs=["other", RUN])
+    ledger.claim("t1", ["other", RUN])
+    seen = see(ledger, monkeypatch, _0=job(State.RUNNING), _1=job(State.QUEUED))
+    assert (seen.state, seen.job_id) == (State.QUEUED, "7_1")
+
+
+@pytest.mark.parametrize(
+    ("content", "state"),
+    [
+        ({"state": "failed", "kind": "out of memory"}, State.OUT_OF_MEMORY),
+        ({"state": "stopped", "reason": "SIGTERM"}, State.INTERRUPTED),
+        ({"state": "running"}, State.FAILED),
+    ],
+)
+def test_of_a_job_that_failed_the_run_knows_more(ledger, monkeypatch, content, state):
+    submitted(ledger)
+    wrote(ledger, **content)
+    assert see(ledger, monkeypatch, _0=job(State.FAILED)).state is state
+
+
+@pytest.mark.parametrize(
+    ("content", "state"),
+    [
+        ({"state": "running"}, State.RUNNING),
+        ({"state": "stopped"}, State.INTERRUPTED),
+        ({"state": "failed"}, State.FAILED),
+        ({}, State.FAILED),
+    ],
+)
+@pytest.mark.parametrize("pid", [str(os.getpid()), "1"])
+def test_a_run_on_another_host_is_not_judged_by_the_processes_here(
+    ledger, monkeypatch, content, state, pid
+):
+    start = process_start(pid) if pid != "1" else "0"
+    submitted(ledger, executor="local", job_id=pid, process_start=start, host="elsewhere")
+    wrote(ledger, **content)
+    seen = see(ledger, monkeypatch)
+    assert seen.state is state
+    assert state is not State.RUNNING or "on elsewhere, which cannot be asked" in seen.reason
+
+
+def test_a_process_that_its_submit_did_not_note_has_noted_itself(ledger, monkeypatch):
+    monkeypatch.setattr(processes.socket, "gethostname", lambda: "vm")
+    pid = str(os.getpid())
+    submitted(ledger, executor="local", job_id=None)
+    wrote(ledger, state="running", job_id=pid, process_start=process_start(pid))
+    assert see(ledger, monkeypatch).state is State.RUNNING

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.experiments.records import read_json, write_json
+from tests.experiments.records import read_json
 from tests.experiments.tiny import (
     ROOT,
     SLOW,
@@ -23,7 +23,7 @@ from tests.experiments.tiny import (
 )
 from tests.waiting import CAP, wait_until
 
-pytestmark = pytest.mark.slow  # all but one start jobs
+pytestmark = pytest.mark.slow  # they start jobs
 
 
 def test_two_ranks_train_to_the_end_and_a_second_submit_does_nothing(tiny, runs):
@@ -157,27 +157,3 @@ def test_jobs_run_the_code_as_it_was_when_submitted(tiny, runs, tmp_path):
     folder = run_folders(runs)["a"]
     code = Path(read_json(folder / "attempts" / "1.json")["code_folder"])
     assert "edited" not in (code / "yolof_d2" / "engine" / "trainer.py").read_text()
-
-
-def test_starts_that_get_nowhere_are_given_up(tiny, runs, monkeypatch):
-    from experiments.errors import ExperimentError
-    from experiments.jobs.attempt import Attempt
-    from experiments.store.ledger import Ledger
-    from experiments.store.records import Submission
-
-    ledger = Ledger(runs)
-    ledger.write_submission(Submission(token="t", runs=["r"]))
-    ledger.claim("t", ["r"])
-    monkeypatch.setenv("SUBMITIT_DEBUG_JOB_ID", "1")
-    monkeypatch.setenv("SUBMITIT_FOLDER", str(runs))
-
-    def begin(*attempts: tuple[int, int]) -> bool:
-        record = [{"token": "t", "first": first, "last": last} for first, last in attempts]
-        content = {"token": "t", "iteration": 9, "attempts": record, "evaluations": []}
-        write_json(ledger.run_folder("r") / "state.json", content)
-        return Attempt(str(runs), "r", "t").begin()
-
-    assert begin((0, 0), (0, 0), (0, 0), (0, 0))
-    assert begin((0, 0), (0, 0), (0, 0), (0, 9), (9, 9))
-    with pytest.raises(ExperimentError, match="5 starts in a row did not reach a new iteration"):
-        begin((0, 9), (9, 9), (9, 9), (9, 9), (9, 9), (9, 9))

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from experiments.errors import ExperimentError, RecordError
-from experiments.store.files import locked, read_record, write_record
+from experiments.store.files import locked, now, read_record, seconds, write_record
 from experiments.store.records import Record
 from tests.waiting import wait_until
 
@@ -102,3 +102,14 @@ def test_a_folder_that_cannot_be_made_is_one_clear_line(tmp_path):
         write_record(tmp_path / "file" / "record.json", Note(text=""))
     with pytest.raises(ExperimentError, match="cannot lock"), locked(tmp_path / "file" / ".lock"):
         pass
+
+
+def test_times_are_utc_wherever_the_machine_is(monkeypatch):
+    monkeypatch.setenv("TZ", "America/New_York")
+    time.tzset()
+    try:
+        assert seconds("1970-01-02T00:00:00Z") == 86400
+        assert 0 <= time.time() - seconds(now()) < 900
+    finally:
+        monkeypatch.undo()
+        time.tzset()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,29 @@ def test_without_git_the_folders_of_the_package_are_copied(checkout, tmp_path, m
     assert files(taken) == {*code, "snapshot.json"}
     record = read_json(taken / "snapshot.json")
     assert record["commit"] is None
+
+
+def test_a_copy_that_is_cut_off_is_never_taken_for_a_whole_one(checkout, tmp_path, monkeypatch):
+    whole = (
+        files(checkout) - {"weights.bin"} - {f for f in files(checkout) if f.startswith(".git/")}
+    )
+    copy, copied = shutil.copy2, []
+
+    def copy_three(source, target):
+        if len(copied) == 3:
+            raise KeyboardInterrupt
+        copied.append(copy(source, target))
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(snapshot.shutil, "copy2", copy_three)
+        take_snapshot(tmp_path / "code")
+    assert len(copied) == 3
+    assert files(take_snapshot(tmp_path / "code")) == {*whole, "snapshot.json"}
+
+
+def test_a_renamed_file_and_a_note_beside_the_code(checkout, tmp_path):
+    first = take_snapshot(tmp_path / "code")
+    (checkout / "notes.txt").write_text("no code")
+    assert take_snapshot(tmp_path / "code") == first and not snapshot.code_state().dirty
+    (checkout / "configs" / "a.yaml").rename(checkout / "configs" / "b.yaml")
+    assert "configs/b.yaml" in files(take_snapshot(tmp_path / "code"))

@@ -19,6 +19,7 @@ from experiments.jobs.submit import Launcher
 from experiments.spec.cluster import Cluster
 from experiments.spec.resolve import ResolvedRun
 from experiments.spec.sweep import load_sweep
+from experiments.store.files import locked
 from experiments.store.ledger import Ledger
 from experiments.store.records import ResolvedConfig, Submission
 
@@ -44,6 +45,8 @@ class FakeBackend(Backend):
     def submit(self, ledger, submission, site, *, plan, slot=0) -> StartedJob:
         if self.refusal:
             raise ExperimentError(self.refusal)
+        with pytest.raises(ExperimentError), locked(ledger.root / ".lock", timeout_s=0):
+            pass  # no other command may claim meanwhile
         for identity in submission.runs:  # what a job checks before it trains
             assert ledger.read_claim(identity).token == submission.token
             assert ledger.read_submission(submission.token).job_id is None
@@ -106,7 +109,13 @@ def missing(run: ResolvedRun, seen: Observation) -> bool:
     return seen.state is State.MISSING
 
 
-def test_each_run_is_handed_over_once(launcher, backend):
+def test_each_run_is_handed_over_once(launcher, backend, monkeypatch):
+    def claim(ledger: Ledger, token: str, identities: Sequence[str]) -> None:
+        assert ledger.read_submission(token) is not None  # else a crash leaves a claim of nobody
+        write(ledger, token, identities)
+
+    write = Ledger.claim
+    monkeypatch.setattr(Ledger, "claim", claim)
     assert [each.run.name for each in launcher.submit(missing)] == list(NAMES)
     ids = [name * 12 for name in NAMES]
     assert backend.submitted == ([ids[:2], ids[2:]] if backend.queues else [[i] for i in ids])
@@ -167,8 +176,10 @@ def test_restart_moves_what_was_trained_aside_and_keeps_the_record(launcher, bac
     launcher.submit(missing)
     folder = launcher.ledger.run_folder("a" * 12)
     (folder / "model.pth").write_text("weights")
+    (folder / "discarded-before").mkdir()
     launcher.submit(lambda run, _: run.run.name == "a", restart=True)
     (kept,) = folder.glob("discarded-*/model.pth")
+    assert (folder / "discarded-before").is_dir()
     assert kept.read_text() == "weights" and not (folder / "model.pth").exists()
     assert (folder / "run.json").is_file() and (folder / "submission.json").is_file()
 
