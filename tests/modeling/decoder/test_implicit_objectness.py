@@ -61,13 +61,8 @@ def test_folded_score_is_the_product_of_the_two_scores(cls, obj):
 
 def make_decoder(**options) -> ImplicitObjectnessDecoder:
     torch.manual_seed(0)
-    options = {
-        "num_anchors": 2,
-        "num_classes": 3,
-        "num_cls_convs": 1,
-        "num_reg_convs": 1,
-        **options,
-    }
+    sizes = {"num_anchors": 2, "num_classes": 3, "num_cls_convs": 1, "num_reg_convs": 1}
+    options = {**sizes, **options}
     return ImplicitObjectnessDecoder(ShapeSpec(channels=8, stride=32), **options)
 
 
@@ -127,19 +122,22 @@ def test_parameters_have_the_names_of_the_public_checkpoints():
     }
 
 
-@pytest.mark.parametrize("num_reg_convs", [0, 1])
-def test_objectness_reads_what_the_boxes_are_predicted_from(num_reg_convs):
-    decoder = make_decoder(num_shared_convs=4, num_cls_convs=0, num_reg_convs=num_reg_convs)
+@pytest.mark.parametrize(("num_cls_convs", "num_reg_convs"), [(0, 0), (0, 1), (1, 0)])
+def test_objectness_reads_what_the_boxes_are_predicted_from(num_cls_convs, num_reg_convs):
+    decoder = make_decoder(
+        num_shared_convs=4, num_cls_convs=num_cls_convs, num_reg_convs=num_reg_convs
+    )
     for layer in decoder.eval().modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.normal_(layer.weight, std=0.5)  # what is read is seen in what is predicted
     feature = torch.randn(1, 8, 1, 1)
     shared = decoder.shared_subnet(feature)
+    assert not torch.equal(shared, feature)
     regression = decoder.bbox_subnet(shared)
     logits, deltas = decoder(feature)
     object_logits = decoder.object_pred(regression).view(2, 1).expand(2, 3)
     assert object_logits.abs().min() > 1e-3
-    expected = exact(decoder.cls_score(shared).view(2, 3), object_logits)
+    expected = exact(decoder.cls_score(decoder.cls_subnet(shared)).view(2, 3), object_logits)
     torch.testing.assert_close(logits[0].double(), expected)
     assert torch.equal(deltas.flatten(), decoder.bbox_pred(regression).flatten())
 

@@ -1,4 +1,4 @@
-"""What holds for every encoder."""
+"""What holds for every encoder, beyond the checks of the conformance suite."""
 
 from __future__ import annotations
 
@@ -67,14 +67,6 @@ def test_all_encoders_are_tested_here():
 
 
 @every_encoder
-@pytest.mark.parametrize("size", [(5, 7), (2, 3), (1, 1)])
-def test_height_width_and_stride_are_kept_and_channels_are_those_asked_for(cfg, name, size):
-    encoder = make_encoder(cfg, name).eval()
-    assert encoder(torch.randn(2, 6, *size)).shape == (2, 32, *size)
-    assert (encoder.output_shape().channels, encoder.output_shape().stride) == (32, 16)
-
-
-@every_encoder
 def test_each_key_of_its_own_node_arrives_and_no_other_is_read(cfg, name):
     node, values = NODES[name]
     for other, _ in NODES.values():
@@ -89,17 +81,7 @@ def test_each_key_of_its_own_node_arrives_and_no_other_is_read(cfg, name):
     assert str(built) == str(expected)
     feature = torch.randn(1, 6, 4, 5)
     assert torch.equal(built(feature), expected(feature))
-
-
-@every_encoder
-def test_gradients_reach_every_parameter_in_a_batch_of_one(cfg, name):
-    encoder = make_encoder(cfg, name, **({"NORM": "BN"} if name in NUM_NORMS else {}))
-    output = encoder.train()(torch.randn(1, 6, 3, 4))
-    (output * torch.randn_like(output)).sum().backward()
-    for parameter_name, parameter in encoder.named_parameters():
-        assert parameter.grad.isfinite().all(), parameter_name
-        # A norm cancels the bias before it, and a softmax that of its keys.
-        assert parameter.grad.any() or parameter_name.endswith("bias"), parameter_name
+    assert built.output_shape() == ShapeSpec(channels=32, stride=16)
 
 
 @every_encoder
@@ -114,22 +96,6 @@ def test_half_precision_gives_nearly_the_same(cfg, name, dtype):
         converted = encoder.to(dtype)(feature.to(dtype))
     for output in (under_autocast, converted):
         torch.testing.assert_close(output.float(), expected, rtol=0.05, atol=0.05)
-
-
-@every_encoder
-def test_an_image_is_encoded_as_if_it_were_alone(cfg, name):
-    encoder = make_encoder(cfg, name).eval()
-    feature = torch.randn(3, 6, 4, 5)
-    alone = torch.cat([encoder(image) for image in feature.split(1)])
-    torch.testing.assert_close(encoder(feature), alone)
-
-
-@every_encoder
-def test_encoding_never_waits_for_the_device(cfg, name):
-    # Tensors of the meta device have no values, so nothing can look at one.
-    encoder = make_encoder(cfg, name).to("meta")
-    encoder(torch.empty(2, 6, 4, 5, device="meta")).sum().backward()
-    assert all(parameter.grad is not None for parameter in encoder.parameters())
 
 
 @pytest.mark.parametrize("name", sorted(NUM_NORMS))
