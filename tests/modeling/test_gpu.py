@@ -9,6 +9,7 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
+from tests.modeling.images import make_image
 from yolof_d2.modeling.losses import FocalBoxLoss
 from yolof_d2.modeling.matcher import (
     ATSSMatcher,
@@ -27,21 +28,8 @@ pytestmark = [
 
 def make_batch() -> list[dict]:
     """Two images; in the first, two objects of different class with the same box."""
-    generator = torch.Generator().manual_seed(0)
-    batch = []
-    for boxes, classes in (
-        (
-            [[10.0, 10.0, 90.0, 70.0], [10.0, 10.0, 90.0, 70.0], [60.0, 50.0, 155.0, 120.0]],
-            [0, 2, 1],
-        ),
-        ([], []),
-    ):
-        instances = Instances((128, 160))
-        instances.gt_boxes = Boxes(torch.tensor(boxes).reshape(-1, 4))
-        instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
-        image = torch.randint(0, 256, (3, 128, 160), generator=generator, dtype=torch.uint8)
-        batch.append({"image": image, "instances": instances})
-    return batch
+    boxes = [(10, 10, 90, 70), (10, 10, 90, 70), (60, 50, 155, 120)]
+    return [make_image(128, 160, boxes), make_image(128, 160, seed=1)]
 
 
 def test_losses_and_gradients_are_those_of_the_cpu(cfg):

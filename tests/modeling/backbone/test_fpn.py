@@ -3,8 +3,6 @@ from __future__ import annotations
 import pytest
 import torch
 from detectron2.modeling import build_backbone, build_model
-from detectron2.structures import Boxes, Instances
-from detectron2.utils.events import EventStorage
 
 from tests.modeling.backbone.arrangements import (
     ARRANGEMENTS,
@@ -16,6 +14,7 @@ from tests.modeling.backbone.arrangements import (
     Given,
     make_features,
 )
+from tests.modeling.images import make_image, train_step
 from yolof_d2.errors import ConfigError
 
 
@@ -87,16 +86,8 @@ def test_a_retinanet_on_it_trains_and_detects_at_any_image_size(cfg, make_backbo
     cfg.MODEL.ANCHOR_GENERATOR.SIZES = sizes if len(levels) > 1 else [[32, 64, 128, 256, 512]]
     torch.manual_seed(0)
     model = build_model(cfg)
-    instances = Instances(size)
-    instances.gt_boxes = Boxes(torch.tensor([[2.0, 3.0, 30.0, 29.0]]))
-    instances.gt_classes = torch.tensor([1])
-    image = {"image": torch.randint(0, 256, (3, *size)), "instances": instances}
-    with EventStorage():
-        losses = model.train()([image] * 2)  # two values for the batch norms of a 1x1 map
-    sum(losses.values()).backward()
-    assert all(loss.isfinite() for loss in losses.values())
-    for parameter_name, parameter in model.named_parameters():
-        assert parameter.grad is not None and parameter.grad.isfinite().all(), parameter_name
+    image = make_image(*size, [(2, 3, 30, 29)])
+    train_step(model, [image] * 2)  # two values for the batch norms of a 1x1 map
     model.test_score_thresh = 0.0
     with torch.no_grad():
         (found,) = model.eval()([image])

@@ -7,10 +7,9 @@ import timm
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone, build_model
-from detectron2.structures import Boxes, Instances
-from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
+from tests.modeling.images import make_image, train_step
 from yolof_d2.errors import ConfigError
 from yolof_d2.modeling.backbone import TimmBackbone
 
@@ -160,16 +159,7 @@ def test_a_yolof_on_it_is_built_from_the_config_and_trains(cfg):
     cfg.MODEL.TIMM.NAME = "test_convnext"
     model = build_model(cfg)
     assert model.backbone.output_shape() == {"res5": ShapeSpec(channels=64, stride=32)}
-    instances = Instances((50, 70), gt_boxes=Boxes(torch.tensor([[5.0, 5.0, 40.0, 40.0]])))
-    instances.gt_classes = torch.tensor([1])
-    inputs = [{"image": torch.rand(3, 50, 70) * 255, "instances": instances}]
-    with EventStorage():
-        losses = model(inputs * 2)
-    sum(losses.values()).backward()
-    for name, parameter in model.backbone.named_parameters():
-        assert (parameter.grad is not None) == parameter.requires_grad, name
-    model.eval()
-    assert "instances" in model(inputs)[0]
+    train_step(model, [make_image(50, 70, [(5, 5, 40, 40)])] * 2)
 
 
 def test_the_number_of_input_channels_follows_the_pixel_mean(cfg):

@@ -8,9 +8,10 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from tests.modeling.images import make_image
 from yolof_d2.modeling.meta_arch import ImplicitObjectnessRetinaNetHead, RetinaNetPlus
 
-BATCHES = ["boxes", "one image of two without", "none at all", "one pixel and identical"]
+BATCH = [make_image(96, 128, [(10, 10, 60, 50), (70, 5, 120, 90)], seed) for seed in (0, 1)]
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def test_each_class_score_of_the_head_is_class_score_times_objectness_of_its_anc
             )
 
 
-def test_with_certain_objects_it_is_retinanet_and_without_any_it_finds_none(plus_cfg, batches):
+def test_with_certain_objects_it_is_retinanet_and_without_any_it_finds_none(plus_cfg):
     plus = make_model(plus_cfg)
     plus_cfg.MODEL.META_ARCHITECTURE = "RetinaNet"
     plain = make_model(plus_cfg)
@@ -70,33 +71,30 @@ def test_with_certain_objects_it_is_retinanet_and_without_any_it_finds_none(plus
     assert not missing and set(extra) == {"head.object_pred.weight", "head.object_pred.bias"}
     nn.init.zeros_(plus.head.object_pred.weight)
     nn.init.constant_(plus.head.object_pred.bias, 60.0)
-    batch = batches["boxes"]
-    ours, expected = losses_of(plus, batch), losses_of(plain, batch)
+    ours, expected = losses_of(plus, BATCH), losses_of(plain, BATCH)
     assert ours.keys() == expected.keys() == {"loss_cls", "loss_box_reg"}
     for name in expected:
         torch.testing.assert_close(ours[name], expected[name])
 
     plus.test_score_thresh = plain.test_score_thresh = 0.0
     with torch.no_grad():
-        ours, expected = (m.eval()(batch)[0]["instances"] for m in (plus, plain))
+        ours, expected = (m.eval()(BATCH)[0]["instances"] for m in (plus, plain))
         assert len(expected) > 0
         torch.testing.assert_close(ours.pred_boxes.tensor, expected.pred_boxes.tensor)
         torch.testing.assert_close(ours.scores, expected.scores)
         assert torch.equal(ours.pred_classes, expected.pred_classes)
         nn.init.constant_(plus.head.object_pred.bias, -60.0)
-        assert plus(batch)[0]["instances"].scores.max() < 1e-20
+        assert plus(BATCH)[0]["instances"].scores.max() < 1e-20
 
 
 @pytest.mark.parametrize("anchor", range(4))
-def test_an_objectness_reaches_the_classes_of_its_own_anchor_in_every_cell(
-    plus_cfg, batches, anchor
-):
+def test_an_objectness_reaches_the_classes_of_its_own_anchor_in_every_cell(plus_cfg, anchor):
     model = make_model(plus_cfg).eval()
     nn.init.zeros_(model.head.object_pred.weight)
     nn.init.constant_(model.head.object_pred.bias, -60.0)
     with torch.no_grad():
         model.head.object_pred.bias[anchor] = 0.0
-        features = model.backbone(model.preprocess_image(batches["boxes"]).tensor)
+        features = model.backbone(model.preprocess_image(BATCH).tensor)
         predictions = model.head([features[name] for name in model.head_in_features])
         logits = torch.cat(model._transpose_dense_predictions(predictions, [3, 4])[0], dim=1)
     visible = logits[0] > -30
@@ -110,28 +108,6 @@ def test_scores_start_at_half_the_prior_as_in_yolof(plus_cfg):
     logits = model.head(features)[0][0]
     assert logits.mean().sigmoid().item() == pytest.approx(0.005, rel=0.1)
     assert not model.head.object_pred.bias.any()
-
-
-@pytest.mark.parametrize("architecture", ["RetinaNet", "RetinaNetPlus"])
-@pytest.mark.parametrize("name", BATCHES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_it_trains_and_detects_with_giou_on_any_boxes_in_any_precision(
-    plus_cfg, batches, architecture, name, dtype
-):
-    plus_cfg.MODEL.META_ARCHITECTURE = architecture
-    model, batch = make_model(plus_cfg), batches[name]
-    autocast = torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32)
-    with autocast:
-        losses = losses_of(model, batch)
-    assert all(loss.isfinite() for loss in losses.values())
-    (1000 * sum(losses.values())).backward()  # as loss scaling, for small gradients in fp16
-    for parameter_name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            assert parameter.grad is not None and parameter.grad.isfinite().all(), parameter_name
-    if architecture == "RetinaNetPlus":
-        assert model.head.object_pred.weight.grad.any()
-    with autocast, torch.no_grad():
-        assert len(model.eval()(batch)) == len(batch)
 
 
 def test_the_head_reads_retinanets_keys(plus_cfg):

@@ -3,40 +3,24 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json
 from detectron2.engine import DefaultPredictor, DefaultTrainer
 from detectron2.export import TracingAdapter
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
-from torch import Tensor, nn
+from torch import nn
 
+from tests.modeling.images import make_image, train_step
+from tests.small import data_keys, write_data
 from tests.waiting import CAP
-from yolof_d2.data.synthetic import write_synthetic_dataset
+from yolof_d2.data import resolve_datasets
 from yolof_d2.errors import ConfigError
 from yolof_d2.modeling import YOLOF
 
-Box = tuple[float, float, float, float]
-
-
-def make_image(height: int, width: int, boxes: Sequence[Box] = (), seed: int = 0) -> dict[str, Any]:
-    generator = torch.Generator().manual_seed(seed)
-    instances = Instances((height, width))
-    instances.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).view(-1, 4))
-    instances.gt_classes = torch.arange(len(boxes)) % 3
-    image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator)
-    return {"image": image, "instances": instances}
-
-
-def make_batch() -> list[dict[str, Any]]:
-    return [make_image(96, 128, [(10, 10, 60, 50), (70, 5, 120, 90)]), make_image(80, 100, seed=1)]
+BATCH = [make_image(96, 128, [(10, 10, 60, 50), (70, 5, 120, 90)]), make_image(80, 100, seed=1)]
 
 
 def make_model(cfg: CfgNode) -> nn.Module:
@@ -52,23 +36,13 @@ def make_detector(cfg: CfgNode) -> nn.Module:
         if isinstance(layer, nn.BatchNorm2d):
             layer.momentum = None  # the average of all batches, here one
     with torch.no_grad():
-        model(make_batch())
+        model(BATCH)
     return model.eval()
-
-
-def train_step(model: nn.Module, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
-    losses = model.train()(batch)
-    sum(losses.values()).backward()
-    assert all(loss.isfinite() for loss in losses.values()), losses
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            assert parameter.grad is not None and parameter.grad.isfinite().all(), name
-    return losses
 
 
 def test_training_gives_two_scalar_losses_and_gradients_for_every_trainable_parameter(cfg):
     model = make_model(cfg)
-    losses = train_step(model, make_batch())
+    losses = train_step(model, BATCH)
     assert losses.keys() == {"loss_cls", "loss_box_reg"}
     assert all(loss.shape == () and loss > 0 for loss in losses.values())
     for name, parameter in model.named_parameters():
@@ -76,35 +50,6 @@ def test_training_gives_two_scalar_losses_and_gradients_for_every_trainable_para
         assert parameter.requires_grad == (not frozen), name
         if parameter.requires_grad and name.endswith("weight"):
             assert parameter.grad.any(), name
-
-
-@pytest.mark.parametrize(
-    "batch",
-    [
-        [make_image(33, 500, [(100, 5, 160, 30)])],
-        [make_image(32, 32, [(4, 4, 30, 20)]), make_image(32, 32, [(1, 1, 2, 2)])],
-        [make_image(64, 64), make_image(64, 64)],
-        [make_image(64, 64, [(0, 0, 64, 64)] * 500), make_image(64, 64)],
-    ],
-    ids=["33x500", "32x32", "no boxes", "500 identical boxes"],
-)
-def test_odd_images_train_and_are_detected_on(cfg, batch):
-    cfg.MODEL.YOLOF.MATCHER.UNIFORM.TOPK = 8  # a 32x32 image has 5 anchors
-    model = make_model(cfg)
-    train_step(model, batch)
-    with torch.no_grad():
-        assert len(model.eval()(batch)) == len(batch)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_losses_and_gradients_are_finite_under_autocast(cfg, dtype):
-    model = make_model(cfg).train()
-    with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
-        losses = model(make_batch())
-    assert {loss.dtype for loss in losses.values()} == {torch.float32}
-    sum(losses.values()).backward()
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    assert all(value.isfinite().all() for value in [*losses.values(), *gradients])
 
 
 def test_training_without_ground_truth_is_refused_in_words(cfg):
@@ -121,35 +66,6 @@ def test_a_backbone_of_two_features_is_refused_and_they_are_named(cfg):
 
 
 @torch.no_grad()
-def test_detections_have_detectron2s_format(cfg):
-    cfg.TEST.DETECTIONS_PER_IMAGE = 7
-    results = make_detector(cfg)(make_batch())
-    assert [set(result) for result in results] == [{"instances"}] * 2
-    for result, size in zip(results, [(96, 128), (80, 100)], strict=True):
-        found = result["instances"]
-        assert found.image_size == size
-        assert set(found.get_fields()) == {"pred_boxes", "scores", "pred_classes"}
-        assert 0 < len(found) <= 7
-        assert (found.scores.diff() <= 0).all()
-        assert found.pred_classes.min() >= 0 and found.pred_classes.max() < 3
-        boxes = found.pred_boxes.tensor
-        assert (boxes >= 0).all() and (boxes <= torch.tensor([*size[::-1]] * 2)).all()
-
-
-@torch.no_grad()
-def test_detections_are_scaled_to_the_wanted_output_size(cfg):
-    model = make_detector(cfg)
-    image = make_image(96, 128)
-    (plain,), (scaled,) = model([image]), model([{**image, "height": 192, "width": 64}])
-    assert scaled["instances"].image_size == (192, 64)
-    factor = torch.tensor([0.5, 2.0, 0.5, 2.0])
-    torch.testing.assert_close(
-        scaled["instances"].pred_boxes.tensor, plain["instances"].pred_boxes.tensor * factor
-    )
-    assert torch.equal(scaled["instances"].scores, plain["instances"].scores)
-
-
-@torch.no_grad()
 def test_images_are_normalised_then_padded_with_zeros(cfg):
     cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = [1.0, 2.0, 3.0], [1.0, 2.0, 4.0]
     batch = [make_image(4, 6), make_image(5, 3)]
@@ -162,11 +78,13 @@ def test_images_are_normalised_then_padded_with_zeros(cfg):
 
 def test_default_predictor_takes_a_numpy_image(cfg):
     cfg.INPUT.MIN_SIZE_TEST = 64
+    cfg.TEST.DETECTIONS_PER_IMAGE = 7
     cfg.MODEL.YOLOF.SCORE_THRESH_TEST = 0.0
     image = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
     found = DefaultPredictor(cfg)(image)["instances"]
     assert found.image_size == (90, 120)
-    assert len(found) > 0
+    assert set(found.get_fields()) == {"pred_boxes", "scores", "pred_classes"}
+    assert len(found) == 7 and (found.scores.diff() <= 0).all()
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
@@ -185,21 +103,11 @@ def test_a_trace_of_one_image_is_right_for_an_image_of_another_size(cfg):
         assert torch.equal(found.pred_classes, expected.pred_classes)
 
 
-@pytest.fixture
-def registered_dataset(tmp_path):
-    written = write_synthetic_dataset(tmp_path, num_train=4, num_val=1, image_size=(64, 64))
-    name = "test_yolof_train"
-    DatasetCatalog.register(
-        name, lambda: load_coco_json(written.train_json, written.image_folder, name)
-    )
-    yield name
-    DatasetCatalog.remove(name)
-    MetadataCatalog.remove(name)
-
-
-def test_detectron2s_own_trainer_trains_it(cfg, registered_dataset, tmp_path, monkeypatch):
+def test_detectron2s_own_trainer_trains_it(cfg, tmp_path, monkeypatch):
     monkeypatch.setattr("detectron2.engine.defaults.setup_logger", lambda: None)  # global state
-    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (registered_dataset,), ()
+    cfg.merge_from_list(data_keys(write_data(tmp_path)))
+    resolve_datasets(cfg)
+    cfg.DATASETS.TEST = ()
     cfg.DATALOADER.NUM_WORKERS = 0
     cfg.INPUT.MIN_SIZE_TRAIN = (64,)
     cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS = 2, 2, ()
@@ -265,9 +173,6 @@ cfg.MODEL.DEVICE = "cpu"
 cfg.MODEL.META_ARCHITECTURE = "YOLOF"
 cfg.MODEL.BACKBONE.NAME = "build_resnet_backbone"
 cfg.MODEL.RESNETS.OUT_FEATURES = ["res5"]
-cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = 4
-cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 8
-cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 4
 print(type(build_model(cfg)).__module__)
 """
 
