@@ -117,39 +117,10 @@ def test_the_deviation_is_the_unbiased_one():
     assert not run(anchors, [image], make_matcher(2)).pair_mask.any()
 
 
-@pytest.mark.parametrize("topk", [5, 7, 9])
-def test_cells_are_taken_by_distance_in_a_straight_line_and_of_equal_ones_the_first(topk):
-    # The box is centred on cell (10, 10) and overlaps all anchors near it alike, so that the cells
-    # taken are all positive: the cell itself, its four neighbours, then the diagonal ones.
-    anchors = grid_anchors(21, 21, sizes=(64,))
-    image = image_of([170.0, 170.0, 470.0, 470.0], num_anchors=21 * 21)
-    taken = [(10, 10), (9, 10), (10, 9), (10, 11), (11, 10), (9, 9), (9, 11), (11, 9), (11, 11)]
-    owners: list[int | None] = [None] * 441
-    for y, x in taken[:topk]:
-        owners[21 * y + x] = 0
-    assert_owners(image, owners, run(anchors, [image], make_matcher(1, topk=topk)), 0)
-
-
 def test_equal_overlaps_all_reach_their_own_mean():
     anchors = grid_anchors(1, 1, sizes=(3.0,) * 7)
     image = image_of([-3.0, -2.0, 4.0, 5.0], num_anchors=7)  # IoU 9/49 each
     assert run(anchors, [image], make_matcher(7)).pair_mask.all()
-
-
-def test_an_anchor_of_two_boxes_belongs_to_the_one_it_overlaps_most_then_to_the_first():
-    anchors = grid_anchors(1, 1, sizes=(16,))
-    large, exact = [-16.0, -16.0, 16.0, 16.0], [-8.0, -8.0, 8.0, 8.0]
-    for gt_boxes, owner in (([large, exact], 1), ([exact, large], 0), ([exact, exact], 0)):
-        image = image_of(*gt_boxes, num_anchors=1)
-        assert_owners(image, [owner], run(anchors, [image], make_matcher(1)), 0)
-
-
-def test_a_box_between_the_centres_or_with_one_on_its_edge_gets_no_anchor():
-    anchors = grid_anchors(2, 2)
-    for gt_box in ([2.0, 2.0, 30.0, 30.0], [0.0, 0.0, 32.0, 32.0]):
-        image = image_of(gt_box, num_anchors=12)
-        match = run(anchors, [image], make_matcher(3))
-        assert (match.labels == NUM_CLASSES).all() and not match.pair_mask.any()
 
 
 def test_impossible_settings_are_refused():

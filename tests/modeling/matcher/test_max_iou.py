@@ -19,7 +19,6 @@ from .helpers import (
     boxes,
     grid_anchors,
     image_lists,
-    iou,
     random_image,
     run,
 )
@@ -27,27 +26,6 @@ from .helpers import (
 
 def make_matcher(**options) -> MaxIoUMatcher:
     return MaxIoUMatcher(num_classes=NUM_CLASSES, **options)
-
-
-def assign_by_loop(
-    anchors: Tensor, image: Image, neg_iou: float, pos_iou: float, allow_low_quality: bool
-) -> tuple[list[int | None], tuple[int, ...]]:
-    """Owner of each anchor, and the anchors that are ignored."""
-    gts = image.gt_boxes.tolist()
-    overlaps = [[iou(anchor, gt) for gt in gts] for anchor in anchors.tolist()]
-    owners: list[int | None] = []
-    ignored = []
-    for r, of_anchor in enumerate(overlaps):
-        highest = max(of_anchor, default=0)
-        is_best_of_some = any(
-            of_anchor[m] > 0 and of_anchor[m] == max(other[m] for other in overlaps)
-            for m in range(len(gts))
-        )
-        positive = highest >= pos_iou or (allow_low_quality and is_best_of_some)
-        owners.append(of_anchor.index(highest) if positive else None)
-        if highest >= neg_iou:
-            ignored.append(r)
-    return owners, tuple(ignored)
 
 
 @st.composite
@@ -62,42 +40,23 @@ def batches(draw) -> tuple[Tensor, list[Image], dict]:
 
 @settings(deadline=None, max_examples=100)
 @given(batches())
-def test_agrees_with_a_loop_in_python(batch):
-    anchors, images, options = batch
-    match = run(anchors, images, make_matcher(**options))
-    for n, image in enumerate(images):
-        owners, ignored = assign_by_loop(anchors, image, **options)
-        assert_owners(image, owners, match, n, ignored)
-
-
-def assert_agrees_with_detectron2(anchors, image, match, n, neg_iou, pos_iou, allow_low_quality):
-    overlaps = pairwise_iou(Boxes(image.gt_boxes), Boxes(anchors))
-    theirs = Matcher([neg_iou, pos_iou], [0, -1, 1], allow_low_quality_matches=allow_low_quality)
-    gt_idx, labels = theirs(overlaps)
-    expected = torch.full_like(match.labels[n], NUM_CLASSES)
-    expected[labels == -1] = IGNORED
-    if len(overlaps):
-        expected[labels == 1] = image.gt_classes[gt_idx[labels == 1]]
-    assert torch.equal(match.labels[n], expected)
-    assert torch.equal(match.pair_mask[n], labels == 1)
-    assert torch.equal(match.pair_gt_idx[n][labels == 1], gt_idx[labels == 1])
-
-
-@settings(deadline=None, max_examples=100)
-@given(batches())
 def test_agrees_with_the_matcher_of_detectron2(batch):
     anchors, images, options = batch
-    touched = [
-        (pairwise_iou(Boxes(image.gt_boxes), Boxes(anchors)) > 0).any(dim=1) for image in images
-    ]
-    if options["allow_low_quality"]:  # see the next test for those that no anchor touches
-        images = [
-            image._replace(gt_boxes=image.gt_boxes[keep], gt_classes=image.gt_classes[keep])
-            for image, keep in zip(images, touched, strict=True)
-        ]
+    thresholds, low_quality = [options["neg_iou"], options["pos_iou"]], options["allow_low_quality"]
+    theirs = Matcher(thresholds, [0, -1, 1], allow_low_quality_matches=low_quality)
+    overlaps = [pairwise_iou(Boxes(image.gt_boxes), Boxes(anchors)) for image in images]
+    if low_quality:  # see the next test for boxes that no anchor touches
+        for n, image in enumerate(images):
+            keep = (overlaps[n] > 0).any(dim=1)
+            overlaps[n] = overlaps[n][keep]
+            classes = image.gt_classes[keep]
+            images[n] = image._replace(gt_boxes=image.gt_boxes[keep], gt_classes=classes)
     match = run(anchors, images, make_matcher(**options))
     for n, image in enumerate(images):
-        assert_agrees_with_detectron2(anchors, image, match, n, **options)
+        gt_idx, labels = (values.tolist() for values in theirs(overlaps[n]))
+        owners = [gt if label == 1 else None for gt, label in zip(gt_idx, labels, strict=True)]
+        ignored = tuple(r for r, label in enumerate(labels) if label == -1)
+        assert_owners(image, owners, match, n, ignored)
 
 
 def test_a_box_that_no_anchor_touches_makes_none_positive():

@@ -175,15 +175,6 @@ def test_the_number_of_positives_follows_the_predictions_and_ties_go_to_the_firs
         assert_owners(image, owners, match, 0)
 
 
-def test_only_candidates_count_towards_the_number_of_positives():
-    # Three perfect predictions, of which one anchor lies in the box.
-    anchors = grid_anchors(1, 3, sizes=(4,), stride=40)
-    gt_box = [-2.0, -2.0, 4.0, 2.0]
-    image = image_of(gt_box, pred_boxes=torch.tensor(gt_box).repeat(3, 1))
-    match = run(anchors, [image], make_matcher(center_radius=0.3, stride=40))
-    assert_owners(image, [0, None, None], match, 0)
-
-
 def test_a_centre_in_box_and_square_goes_before_any_other_whatever_its_cost():
     # Centres 0 to 12 of a box around 1..13, whose square is 5..9: only 8 lies in both.
     anchors = grid_anchors(1, 4, sizes=(4,), stride=4)
@@ -207,23 +198,6 @@ def test_outside_the_square_small_differences_of_cost_still_decide():
     image = image._replace(pred_logits=logits)
     match = run(anchors, [image], make_matcher())
     assert_owners(image, [None, None, 0, None], match, 0)
-
-
-def test_an_anchor_of_two_boxes_belongs_to_the_one_it_costs_least_then_to_the_first():
-    anchors = grid_anchors(1, 1, sizes=(4,), stride=4)
-    near, far = [-4.0, -4.0, 4.0, 4.0], [-8.0, -8.0, 8.0, 8.0]
-    pred_boxes = torch.tensor([near])
-    for gt_boxes, owner in (([near, far], 0), ([far, near], 1), ([near, near], 0)):
-        image = image_of(*gt_boxes, pred_boxes=pred_boxes)
-        assert_owners(image, [owner], run(anchors, [image], make_matcher()), 0)
-
-
-def test_a_box_without_any_candidate_gets_no_anchor():
-    anchors = grid_anchors(2, 2)
-    gt_box = [10.0, 10.0, 20.0, 20.0]
-    image = image_of(gt_box, pred_boxes=torch.tensor(gt_box).repeat(12, 1))
-    match = run(anchors, [image], make_matcher(stride=32, center_radius=0.4))
-    assert (match.labels == NUM_CLASSES).all() and not match.pair_mask.any()
 
 
 def test_a_prediction_that_is_not_finite_is_the_last_choice_and_does_not_add_to_k():

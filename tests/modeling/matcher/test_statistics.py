@@ -85,32 +85,6 @@ def test_agrees_with_a_loop_in_python(batch):
     assert {k: v.item() for k, v in found.items()} == pytest.approx(expected, nan_ok=True)
 
 
-def test_numbers_worked_out_by_hand():
-    # Anchor 0 is in pairs of both boxes (with the second twice), anchor 1 in one of the second,
-    # anchor 2 is ignored; anchor 3 is only in pairs that do not count.
-    truth = GroundTruth(
-        torch.tensor([[[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 50.0, 50.0], [0.0, 0.0, 0.0, 0.0]]]),
-        torch.tensor([[1, 2, 0]]),
-        torch.tensor([[True, True, False]]),
-    )
-    match = MatchResult(
-        labels=torch.tensor([[2, 2, IGNORED, NUM_CLASSES]]),
-        pair_anchor_idx=torch.tensor([[0, 0, 0, 1, 3, 3]]),
-        pair_gt_idx=torch.tensor([[0, 1, 1, 1, 0, 2]]),
-        pair_mask=torch.tensor([[True, True, True, True, False, False]]),
-    )
-    found = {k: v.item() for k, v in match_statistics(match, truth, NUM_CLASSES).items()}
-    assert math.isnan(found.pop("positives_per_gt_large"))
-    assert found == {
-        "positives_per_gt": 1.5,
-        "positives_per_gt_small": 1,
-        "positives_per_gt_medium": 2,
-        "ignored_anchor_share": 0.25,
-        "positive_anchor_share": 0.5,
-        "contested_anchor_share": 0.5,
-    }
-
-
 def test_without_boxes_there_is_no_mean_and_nothing_is_positive():
     anchors = grid_anchors(2, 2)
     images = [random_image(12, 0), random_image(12, 0)]
@@ -118,17 +92,6 @@ def test_without_boxes_there_is_no_mean_and_nothing_is_positive():
     found = match_statistics(match, pad(images), NUM_CLASSES)
     for name, value in found.items():
         assert value.isnan() if name.startswith("positives") else value == 0
-
-
-def test_a_batch_mate_of_fewer_boxes_only_adds_what_it_has():
-    anchors = grid_anchors(3, 3)
-    images = [random_image(27, num, seed=num) for num in (7, 1)]
-    matcher = UniformMatcher(num_classes=NUM_CLASSES)
-    together, first, second = (
-        match_statistics(run(anchors, part, matcher), pad(part), NUM_CLASSES)["positives_per_gt"]
-        for part in (images, images[:1], images[1:])
-    )
-    assert together == pytest.approx(((7 * first + second) / 8).item())
 
 
 def test_statistics_never_wait_for_the_device():

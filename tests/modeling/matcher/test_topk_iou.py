@@ -8,7 +8,6 @@ from torch import Tensor
 
 from yolof_d2.errors import ConfigError
 from yolof_d2.modeling.matcher import TopKIoUMatcher
-from yolof_d2.modeling.matcher.build import IGNORED
 
 from .helpers import (
     NUM_CLASSES,
@@ -84,22 +83,6 @@ def test_of_equal_overlaps_the_first_anchors_are_taken():
     )
     match = run(anchors, [image], make_matcher(topk=5, neg_ignore_iou=1.0))
     assert match.labels[0].tolist() == [2] * 5 + [NUM_CLASSES] * 295
-
-
-def test_an_anchor_without_any_overlap_stays_background_even_at_a_threshold_of_0():
-    anchors = torch.tensor([[0.0, 0.0, 8.0, 8.0], [50.0, 50.0, 58.0, 58.0]])
-    gt_boxes = torch.tensor([[4.0, 4.0, 8.0, 8.0]])
-    image = Image(anchors + 100, gt_boxes, torch.tensor([1]), torch.zeros(2, NUM_CLASSES))
-    match = run(anchors, [image], make_matcher(topk=2, pos_ignore_iou=0.0))
-    assert match.labels.tolist() == [[1, NUM_CLASSES]]
-    assert match.pair_mask.tolist() == [[True, False]]
-
-
-def test_a_pair_of_too_little_overlap_is_dropped_and_its_anchor_ignored():
-    anchors = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
-    image = Image(anchors[None, 0] + 100, anchors / 10, torch.tensor([1]), torch.zeros(1, 3))
-    match = run(anchors, [image], make_matcher())
-    assert match.labels.tolist() == [[IGNORED]] and not match.pair_mask.any()
 
 
 @pytest.mark.parametrize(
