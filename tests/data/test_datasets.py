@@ -11,9 +11,8 @@ import pytest
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 
-from tests.small import default_cfg
+from tests.small import data_keys, default_cfg, write_data
 from yolof_d2.data import datasets, register_datasets, resolve_datasets
-from yolof_d2.data.synthetic import write_synthetic_dataset
 from yolof_d2.errors import ConfigError, DataError
 
 TWO_CLASSES = {3: "cat", 7: "dog"}
@@ -60,15 +59,11 @@ TRAIN = {key: BOTH[key] for key in ("TRAIN_JSON", "TRAIN_IMAGES")}
 TEST = {key: BOTH[key] for key in ("TEST_JSON", "TEST_IMAGES")}
 
 
-def test_two_paths_are_enough_for_detectron2_to_load_the_data(tmp_path):
-    written = write_synthetic_dataset(tmp_path, num_train=6, num_val=2, image_size=(48, 48))
-    cfg = make_cfg(
-        TRAIN_JSON=written.train_json,
-        TRAIN_IMAGES=written.image_folder,
-        TEST_JSON=written.val_json,
-        TEST_IMAGES=written.image_folder,
-    )
-    resolve_datasets(cfg)
+def test_two_paths_are_enough_for_detectron2_to_load_the_data(tmp_path, caplog):
+    cfg = default_cfg(*data_keys(write_data(tmp_path, num_train=6)))
+    with caplog.at_level(logging.INFO, logger="yolof_d2"):
+        resolve_datasets(cfg)
+    assert "NUM_CLASSES = 3" in caplog.text
     assert (cfg.MODEL.YOLOF.NUM_CLASSES, cfg.MODEL.RETINANET.NUM_CLASSES) == (3, 3)
     records = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=False)
     assert len(records) == 6
@@ -137,14 +132,6 @@ def test_same_relative_path_in_another_folder_leads_there(folder, monkeypatch):
     register_datasets(cfg)
     metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
     assert metadata.json_file == str(folder / "elsewhere" / "train.json")
-
-
-def test_number_of_classes_is_set_in_both_models_and_logged(folder, caplog):
-    cfg = make_cfg(**BOTH)
-    with caplog.at_level(logging.INFO, logger="yolof_d2"):
-        resolve_datasets(cfg)
-    assert (cfg.MODEL.YOLOF.NUM_CLASSES, cfg.MODEL.RETINANET.NUM_CLASSES) == (2, 2)
-    assert "NUM_CLASSES = 2" in caplog.text
 
 
 @pytest.mark.parametrize("split", ["TRAIN", "TEST"])

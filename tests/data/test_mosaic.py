@@ -9,20 +9,19 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, DatasetFromList, build_detection_train_loader
-from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.env import seed_all_rng
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.data.records import Record, as_comparable, make_record
 from tests.small import default_cfg
 from yolof_d2.data import MosaicMapper, build_mapper, build_mosaic_mapper
 from yolof_d2.data.mosaic import TileMapper
 from yolof_d2.engine import Trainer
 from yolof_d2.engine import trainer as engine
 from yolof_d2.errors import ConfigError, DataError
-
-Record = dict[str, Any]
 
 
 def make_cfg(*overrides: object) -> CfgNode:
@@ -149,36 +148,6 @@ def test_agrees_with_a_loop_over_pixels(first, second, third, fourth, size, cent
     assert sample["instances"].gt_classes.dtype == torch.int64
 
 
-def test_tiles_by_hand():
-    # Canvas 4 x 6, cut in the middle. Tile 0 is larger than its 2 x 3 quadrant and has a column of
-    # padding at the left; the others are copies of a 1 x 2 tile.
-    known = {
-        0: tile(0, (4, 5), (1, 0, 5, 4), [[2, 1, 5, 4]]),
-        1: tile(1, (1, 2), None, [[0, 0, 2, 1]]),
-    }
-    mapper = make_mosaic(
-        lambda record: copy.deepcopy(known[record["image_id"]]),
-        [{"image_id": 1}],
-        size=(4, 6),
-        center_range=(0.5, 0.5),
-    )
-    sample = mapper({"image_id": 0})
-    assert sample["mosaic_image_ids"] == [0, 1, 1, 1]
-    assert sample["image"][0].tolist() == [
-        [10, 10, 10, 0, 11, 11],
-        [10, 10, 10, 0, 0, 0],
-        [0, 0, 0, 0, 0, 0],
-        [11, 11, 0, 0, 11, 11],
-    ]
-    assert sample["image"][2, :2].tolist() == [[1, 2, 3, 0, 0, 1], [1, 2, 3, 0, 0, 0]]
-    assert sample["instances"].gt_boxes.tensor.tolist() == [
-        [1, 1, 3, 2],
-        [4, 0, 6, 1],
-        [0, 3, 2, 4],
-        [4, 3, 6, 4],
-    ]
-
-
 def test_the_sample_is_that_of_the_first_image():
     known = [tile(image_id, (4, 5)) for image_id in range(5)]
     mapper = make_mosaic(
@@ -266,21 +235,9 @@ def dataset(tmp_path_factory) -> list[Record]:
         pixels = np.full((height, width, 3), 128, np.uint8)
         pixels[y : y + 24, x : x + 24] = color
         Image.fromarray(pixels).save(folder / f"{label}.png")
-        annotation = {
-            "bbox": [float(x), float(y), 24.0, 24.0],
-            "bbox_mode": BoxMode.XYWH_ABS,
-            "category_id": label,
-            "iscrowd": 0,
-        }
-        records.append(
-            {
-                "file_name": str(folder / f"{label}.png"),
-                "image_id": 50 + label,
-                "height": height,
-                "width": width,
-                "annotations": [annotation],
-            }
-        )
+        path, boxes = folder / f"{label}.png", [[float(x), float(y), 24.0, 24.0]]
+        record = make_record(path, boxes, (height, width), image_id=50 + label, label=label)
+        records.append(record)
     return records
 
 
@@ -291,16 +248,6 @@ GEOMETRY = (
     *("INPUT.RANDOM_SHIFT.PROB", 0.5),
     *("INPUT.RANDOM_SHIFT.MAX_PIXELS", 8),
 )
-
-
-def as_comparable(sample: Record) -> Record:
-    instances = sample["instances"]
-    return {
-        **{key: value for key, value in sample.items() if key != "instances"},
-        "image": sample["image"].tolist(),
-        "boxes": instances.gt_boxes.tensor.tolist(),
-        "classes": instances.gt_classes.tolist(),
-    }
 
 
 @pytest.mark.parametrize("overrides", [(), GEOMETRY], ids=["off", "on"])
@@ -334,17 +281,6 @@ def test_every_painted_object_lies_in_its_box(dataset, overrides):
                     np.testing.assert_allclose(np.array(edges) + [x0, y0, x0, y0], box, atol=1.5)
             assert not (painted & ~allowed).any()
     assert min(seen_counts) < 4 == max(seen_counts)
-
-
-def test_padding_at_the_outer_corners_is_skipped(dataset):
-    """Tiles are larger than a quarter of the canvas: all of it is covered, whatever the jitter."""
-    cfg = make_cfg(*GEOMETRY, "INPUT.FIXED_SIZE.TRAIN", (160, 120))
-    cfg.INPUT.MOSAIC.CENTER_RANGE = (0.5, 0.5)
-    mapper = build_mosaic_mapper(cfg, dataset)
-    for seed in range(30):
-        np.random.seed(seed)
-        sample = mapper(dataset[0])
-        assert (sample["image"].amax(dim=0) > 25).all()  # grey is 128, less at a blurred edge
 
 
 def test_content_box_is_where_the_image_is(dataset):
@@ -401,19 +337,8 @@ def test_without_a_mosaic_it_is_the_plain_mapper(dataset):
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (300, 20)])
 def test_one_image_of_any_size_with_any_number_of_boxes_is_enough(tmp_path, size, count):
     Image.fromarray(np.full((*size, 3), 9, np.uint8)).save(tmp_path / "only.png")
-    annotation = {
-        "bbox": [0.0, 0.0, float(size[1]), float(size[0])],
-        "bbox_mode": BoxMode.XYWH_ABS,
-        "category_id": 0,
-        "iscrowd": 0,
-    }
-    record = {
-        "file_name": str(tmp_path / "only.png"),
-        "image_id": 1,
-        "height": size[0],
-        "width": size[1],
-        "annotations": [dict(annotation) for _ in range(count)],
-    }
+    whole = [0.0, 0.0, float(size[1]), float(size[0])]
+    record = make_record(tmp_path / "only.png", [whole] * count, size, image_id=1)
     mapper = build_mosaic_mapper(make_cfg(*GEOMETRY), [record])
     for seed in range(4):
         np.random.seed(seed)

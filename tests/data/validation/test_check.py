@@ -5,20 +5,17 @@ import logging
 from pathlib import Path
 
 import pytest
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 
 from tests.data.validation.good import GOOD, annotation, edited, many_faults, without
-from yolof_d2.config import add_yolof_config
+from tests.small import default_cfg
 from yolof_d2.data import resolve_datasets
 from yolof_d2.data.validation import REPORT_NAME, check, check_datasets
 from yolof_d2.errors import DataError
 
 
 def make_cfg(folder: Path, train: object = GOOD, test: object = GOOD) -> CfgNode:
-    cfg = get_cfg()
-    add_yolof_config(cfg)
-    cfg.OUTPUT_DIR = str(folder / "output")
-    cfg.MODEL.META_ARCHITECTURE = "YOLOF"
+    cfg = default_cfg("OUTPUT_DIR", str(folder / "output"), "MODEL.META_ARCHITECTURE", "YOLOF")
     for split, document in (("TRAIN", train), ("TEST", test)):
         path = folder / f"{split.lower()}.json"
         path.write_text(json.dumps(document))
