@@ -1,4 +1,4 @@
-"""Print the figures of TIDE's own code for TIDE_CASES, which test_errors.py holds.
+"""Print the figures of TIDE's own code for TIDE_CASES, which test_error_types.py holds.
 
 In an environment of their own: ``pip install tidecv==1.0.1``, then, from the repository's root,
 ``python -m tests.evaluation.tide``.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 
-from tests.evaluation.cases import BCCD, COCO128, Case, perturbed_case, random_case
+from tests.evaluation.cases import COCO128, Case, perturbed_case, random_case
 
 NAMES = {
     "ClassError": "classification",
@@ -20,17 +20,15 @@ NAMES = {
 }
 
 
-def random_tide_case(seed: int) -> Case:
-    """Without crowds, and without detections of a class that has no objects."""
-    ground_truth, detections = random_case(seed, crowds=False, ties=False)
+def random_tide_case() -> Case:
+    """Return a case without crowds, and without detections of a class that has no objects."""
+    ground_truth, detections = random_case(6, crowds=False, ties=False)
     classes = {annotation["category_id"] for annotation in ground_truth["annotations"]}
     return ground_truth, [found for found in detections if found["category_id"] in classes]
 
 
 TIDE_CASES = {
-    "random 6": lambda: random_tide_case(6),
-    "random 2": lambda: random_tide_case(2),
-    "bccd": lambda: perturbed_case(BCCD, seed=0),
+    "random": random_tide_case,
     "coco128": lambda: perturbed_case(COCO128, seed=0),
 }
 
