@@ -1,19 +1,11 @@
-"""The suite of detectors finds each fault: every broken detector is YOLOF with one fault.
-
-That sound ones pass is shown by test_builtin_parts.py and tests/modeling/test_families.py.
-"""
+"""Every broken detector is YOLOF with one fault."""
 
 from __future__ import annotations
 
-import re
-import unittest
-
-import pytest
 import torch
-from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
-from yolof_d2.conformance import SLOTS, WAIVABLE, Case, ConformanceError, find_cases
+from tests.conformance.slots import SlotTests
 from yolof_d2.modeling import YOLOF
 from yolof_d2.modeling.families import DetectorFamily, Parts, YOLOFFamily
 
@@ -94,47 +86,24 @@ class CountsNoMatches(YOLOF):
     detector_family = _Uncounted()
 
 
-BROKEN = [
-    (CannotBeBuilt, "is_a_detector", "it could not be built: KeyError: 'a key'"),
-    (DividesByTheObjects, "losses_are_finite", "infinite or NaN with no object in the batch"),
-    (HasADeadLayer, "gradients_reach_every_parameter", "(dead.weight, dead.bias) get no gradient"),
-    (DetectsOutside, "detections_keep_the_contract", "boxes reach out of an image of (128, 48)"),
-    (IgnoresTheWantedSize, "boxes_are_scaled_to_the_wanted_size", "four times as large ones"),
-    (ForgetsATensor, "weights_survive_saving_and_loading", "no registered buffer?"),
-    (HasAClassCountOfItsOwn, "class_count_is_that_of_the_config", "wanted three times as many"),
-    (SwapsItsParts, "family_tells_the_parts", "the parts ended in the order"),
-    (HasAnotherThreshold, "family_sets_the_threshold", "are not all above it"),
-    (CountsNoMatches, "family_counts_matches", "no matches are counted"),
-]
-
-
-@pytest.fixture
-def case_of(monkeypatch):
-    def find(detector: type, check: str) -> Case:
-        known = {**META_ARCH_REGISTRY._obj_map, detector.__name__: detector}
-        monkeypatch.setattr(META_ARCH_REGISTRY, "_obj_map", known)
-        cases = find_cases(part=f"meta_arch/{detector.__name__}")
-        (case,) = [case for case in cases if case.check.__name__ == check]
-        return case
-
-    return find
-
-
-@pytest.mark.parametrize(
-    ("detector", "check", "sentence"), BROKEN, ids=[detector.__name__ for detector, *_ in BROKEN]
-)
-def test_a_broken_detector_fails_and_hears_why(case_of, detector, check, sentence):
-    with pytest.raises(ConformanceError, match=re.escape(sentence)):
-        case_of(detector, check).run()
-
-
-def test_every_check_has_a_detector_that_it_catches():
-    checks = [check.__name__ for check in SLOTS["meta_arch"].checks]
-    assert [check for _, check, _ in BROKEN] == checks
-
-
-@pytest.mark.parametrize("check", sorted(WAIVABLE & {check for _, check, _ in BROKEN}))
-def test_what_a_family_does_not_promise_is_skipped_with_its_reason(case_of, check):
-    frank = type("Frank", (YOLOF,), {"not_promised": {check: "by design"}})
-    with pytest.raises(unittest.SkipTest, match="by design"):
-        case_of(frank, check).run()
+class TestMetaArch(SlotTests):
+    slot = "meta_arch"
+    sound = []  # see test_suite.py and tests/modeling/test_families.py
+    broken = {
+        "is_a_detector": [("it could not be built: KeyError: 'a key'", CannotBeBuilt)],
+        "losses_are_finite": [("infinite or NaN with no object in the batch", DividesByTheObjects)],
+        "gradients_reach_every_parameter": [
+            ("(dead.weight, dead.bias) get no gradient", HasADeadLayer)
+        ],
+        "detections_keep_the_contract": [
+            ("boxes reach out of an image of (128, 48)", DetectsOutside)
+        ],
+        "boxes_are_scaled_to_the_wanted_size": [("four times as large ones", IgnoresTheWantedSize)],
+        "weights_survive_saving_and_loading": [("no registered buffer?", ForgetsATensor)],
+        "class_count_is_that_of_the_config": [
+            ("wanted three times as many", HasAClassCountOfItsOwn)
+        ],
+        "family_tells_the_parts": [("the parts ended in the order", SwapsItsParts)],
+        "family_sets_the_threshold": [("are not all above it", HasAnotherThreshold)],
+        "family_counts_matches": [("no matches are counted", CountsNoMatches)],
+    }

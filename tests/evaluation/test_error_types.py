@@ -99,34 +99,6 @@ def test_of_two_objects_with_equal_overlap_the_last_is_taken_as_in_coco():
     assert analysis.ap50 == pycocotools_ap50(*case)
 
 
-def test_each_error_costs_what_it_says():
-    """Two objects; the best detection is wrong, the second one finds the first object."""
-    ground_truth = truth(annotation(OBJECT), annotation(FAR, category=1))
-    analysis = analyse_errors(ground_truth, [detection(shifted(0.09), 0.95), FOUND])
-    half = 51 / 101 * 100  # precision 1 at recalls 0 to 0.5
-    assert analysis.ap50 == pytest.approx(half / 2)
-    assert analysis.gains["background"] == pytest.approx(half - half / 2)
-    assert analysis.gains["missed"] == pytest.approx(50 - half / 2)
-    assert analysis.counts["background"] == analysis.counts["missed"] == 1
-
-    analysis = analyse_errors(ground_truth, [detection(FAR, 0.95, category=2), FOUND])
-    assert analysis.ap50 == pytest.approx(half)
-    assert analysis.gains["classification"] == pytest.approx(100 - half)
-    assert analysis.counts["missed"] == 0  # the classification error belongs to the object
-
-
-def test_of_two_errors_at_an_object_the_better_one_is_mended_and_the_other_removed():
-    """As in TIDE: also if they are of different kinds."""
-    ground_truth = truth(annotation(OBJECT))
-    box, name = detection(shifted(0.4), 0.9), detection(OBJECT, 0.8, category=2)
-    gains = analyse_errors(ground_truth, [box, name]).gains
-    assert gains["localisation"] == pytest.approx(100)
-    assert gains["classification"] == 0
-    gains = analyse_errors(ground_truth, [{**box, "score": 0.7}, name]).gains
-    assert gains["localisation"] == 0
-    assert gains["classification"] == pytest.approx(100)
-
-
 # ---- Where there is nothing to count.
 
 

@@ -13,11 +13,11 @@ from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from torch import nn
 
+from tests.small import data_keys, read_lines, write_data
 from yolof_d2.benchmark.contender import Options, make_image
 from yolof_d2.benchmark.run import run_benchmark
 from yolof_d2.config import build_cfg, load_plugins, num_classes, set_num_classes
 from yolof_d2.conformance import find_cases
-from yolof_d2.data.synthetic import write_synthetic_dataset
 from yolof_d2.errors import ConfigError
 from yolof_d2.measure.model_cost import build_meta_model, count_multiply_adds
 from yolof_d2.modeling.families import (
@@ -225,12 +225,10 @@ def test_a_matcher_that_is_a_module_is_counted_too():
 
 @pytest.mark.parametrize("name", DETECTORS)
 def test_a_plugin_detector_trains_and_its_matches_are_measured(tmp_path, name):
-    data = write_synthetic_dataset(tmp_path / "d", num_train=4, num_val=2, image_size=(64, 64))
     command = [
         *(sys.executable, "-W", "ignore", str(ROOT / "train_net.py")),
         *("--config-file", make_config(tmp_path, name), *DETECTORS[name][1]),
-        *("DATASETS.TRAIN_JSON", data.train_json, "DATASETS.TRAIN_IMAGES", data.image_folder),
-        *("DATASETS.TEST_JSON", data.val_json, "DATASETS.TEST_IMAGES", data.image_folder),
+        *data_keys(write_data(tmp_path / "d")),
         *("INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64", "OUTPUT_DIR", "out"),
         *("SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "()"),
         *("DATALOADER.NUM_WORKERS", "0", "TEST.EVAL_PERIOD", "0"),
@@ -238,8 +236,7 @@ def test_a_plugin_detector_trains_and_its_matches_are_measured(tmp_path, name):
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["iterations"] == 2
-    lines = (tmp_path / "out" / "metrics.json").read_text().splitlines()
-    found = {key for line in lines for key in json.loads(line) if key.startswith("match/")}
+    found = {key for line in read_lines(tmp_path / "out" / "metrics.json") for key in line}
     assert ("match/positives_per_gt" in found) == (name != "Undeclared")
 
 

@@ -78,18 +78,6 @@ def test_agrees_with_a_loop_in_python(
 FAR_APART = torch.tensor([[30.0 * i, 0.0, 30.0 * i + 10, 10.0] for i in range(4)])
 
 
-def test_one_anchor_may_be_found_as_several_classes():
-    found = select(torch.tensor([[2.0, 1.0, -9.0]]), FAR_APART[:1])
-    assert found.pred_classes.tolist() == [0, 1]
-    assert torch.equal(found.pred_boxes.tensor, FAR_APART[[0, 0]])
-
-
-def test_only_the_same_class_is_suppressed():
-    boxes = FAR_APART[[0, 0, 0]]
-    found = select(torch.tensor([[3.0, -9.0], [2.0, -9.0], [-9.0, 1.0]]), boxes)
-    assert found.pred_classes.tolist() == [0, 1]
-
-
 def test_a_score_equal_to_the_threshold_is_dropped():
     found = select(torch.tensor([[0.0], [0.1]]), FAR_APART[:2], score_thresh=0.5)
     assert torch.equal(found.pred_boxes.tensor, FAR_APART[1:2])
@@ -108,8 +96,3 @@ def test_nothing_above_the_threshold_gives_empty_detections(num_boxes):
     assert found.pred_boxes.tensor.shape == (0, 4)
     assert (found.scores.shape, found.pred_classes.shape) == ((0,), (0,))
     assert (found.scores.dtype, found.pred_classes.dtype) == (torch.float32, torch.int64)
-
-
-def test_at_most_max_detections_are_kept_the_best_first():
-    found = select(torch.tensor([[0.0], [3.0], [1.0], [2.0]]), FAR_APART, max_detections=2)
-    assert torch.equal(found.pred_boxes.tensor, FAR_APART[[1, 3]])

@@ -7,18 +7,13 @@ from torch import nn
 
 from yolof_d2.errors import ConfigError
 from yolof_d2.modeling import (
-    DECODER_REGISTRY,
     ENCODER_REGISTRY,
-    LOSS_REGISTRY,
-    MATCHER_REGISTRY,
     Encoder,
     build_decoder,
     build_encoder,
     build_loss,
     build_matcher,
 )
-from yolof_d2.modeling.losses import FocalBoxLoss
-from yolof_d2.modeling.matcher import UniformMatcher
 
 SHAPE = ShapeSpec(channels=16, stride=32)
 SLOTS = [
@@ -27,12 +22,6 @@ SLOTS = [
     ("MATCHER", lambda cfg: build_matcher(cfg, SHAPE, 5), "UniformMatcher"),
     ("LOSS", build_loss, "FocalBoxLoss"),
 ]
-REGISTRIES = {
-    "ENCODER": ENCODER_REGISTRY,
-    "DECODER": DECODER_REGISTRY,
-    "MATCHER": MATCHER_REGISTRY,
-    "LOSS": LOSS_REGISTRY,
-}
 
 
 @pytest.mark.parametrize(("slot", "build", "default"), SLOTS)
@@ -47,19 +36,7 @@ def test_an_unknown_name_lists_the_known_ones(cfg, slot, build, default):
         build(cfg)
 
 
-@pytest.fixture
-def register(monkeypatch):
-    """Register a part for the length of one test."""
-
-    def add(slot: str, part: object) -> None:
-        registry = REGISTRIES[slot]
-        monkeypatch.setattr(registry, "_obj_map", dict(registry._obj_map))
-        registry.register(part)
-
-    return add
-
-
-def test_an_encoder_of_ones_own_decides_channels_and_stride(cfg, register):
+def test_an_encoder_of_ones_own_decides_channels_and_stride(cfg, monkeypatch):
     class Halving(Encoder):
         def __init__(self, cfg, input_shape):
             super().__init__()
@@ -72,19 +49,9 @@ def test_an_encoder_of_ones_own_decides_channels_and_stride(cfg, register):
         def output_shape(self):
             return ShapeSpec(channels=24, stride=self.stride)
 
-    register("ENCODER", Halving)
+    known = {**ENCODER_REGISTRY._obj_map, "Halving": Halving}
+    monkeypatch.setattr(ENCODER_REGISTRY, "_obj_map", known)
     cfg.MODEL.YOLOF.ENCODER.NAME = "Halving"
     model = build_model(cfg)
     assert model.decoder.cls_score.in_channels == 24
     assert model.anchor_generator.strides == [64]
-
-
-@pytest.mark.parametrize(
-    ("slot", "base", "attribute"),
-    [("MATCHER", UniformMatcher, "matcher"), ("LOSS", FocalBoxLoss, "loss")],
-)
-def test_a_part_of_ones_own_is_built_by_config(cfg, register, slot, base, attribute):
-    part = type("Mine", (base,), {})
-    register(slot, part)
-    cfg.MODEL.YOLOF[slot].NAME = "Mine"
-    assert type(getattr(build_model(cfg), attribute)) is part

@@ -38,15 +38,6 @@ def test_an_impulse_reaches_one_cell_and_one_dilation_further_per_block(dilation
     assert (columns.min(), columns.max()) == (30 - reach, 30 + reach)
 
 
-def test_without_dilations_only_the_projector_remains():
-    encoder = make_encoder(()).eval()
-    feature = torch.randn(1, 6, 4, 4)
-    expected = encoder.fpn_norm(
-        encoder.fpn_conv(encoder.lateral_norm(encoder.lateral_conv(feature)))
-    )
-    assert torch.equal(encoder(feature), expected)
-
-
 def test_a_block_adds_to_its_input_and_has_no_activation_after_the_sum():
     encoder = make_encoder((2,)).eval()
     (block,) = encoder.dilated_encoder_blocks

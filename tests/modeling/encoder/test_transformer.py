@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 
 import numpy as np
 import pytest
@@ -152,18 +151,6 @@ def test_without_dropout_training_is_as_evaluation():
     encoder = make_encoder(dropout=0.0)
     feature = torch.randn(1, 6, 3, 4)
     torch.testing.assert_close(encoder.train()(feature), encoder.eval()(feature))
-
-
-@pytest.mark.parametrize("size", [(3, 4), (5, 7), (1, 1)])
-def test_a_trace_holds_at_other_sizes(size):
-    encoder = make_uneven(make_encoder()).eval()
-    with warnings.catch_warnings(), torch.no_grad():
-        # PyTorch's attention compares shapes in Python, and tracing is on its way out of PyTorch.
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
-        warnings.simplefilter("ignore", DeprecationWarning)
-        traced = torch.jit.trace(encoder, torch.randn(1, 6, 3, 4))
-        feature = torch.randn(2, 6, *size)
-        torch.testing.assert_close(traced(feature), encoder(feature))
 
 
 @pytest.mark.parametrize(
