@@ -1,4 +1,4 @@
-"""Also what any module can do wrong: the checks that encoders share with other slots."""
+"""Checks of encoders, among them those that they share with other slots."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What does not fit the model of the config is told."""
+"""Weights that do not fit the model of the config."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def tile(
     content: tuple[int, int, int, int] | None = None,
     boxes: Sequence[Sequence[float]] = (),
 ) -> Record:
-    """What the mapper returns: every pixel tells its image, row and column."""
+    """Return a sample as the mapper does, whose pixels tell their image, row and column."""
     height, width = size
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     image = torch.stack((torch.full_like(rows, 10 + image_id), rows, columns))
@@ -85,7 +85,7 @@ def tiles(draw: st.DrawFn, image_id: int) -> Record:
 def source_pixel(
     sample: Record, index: int, y: int, x: int, cut: tuple[int, int], size: tuple[int, int]
 ) -> tuple[int, int] | None:
-    """Which pixel of tile ``index`` lies at (y, x) of the canvas: counted from the outer corner."""
+    """Return the pixel of tile ``index`` at (y, x) of the canvas, counted from the outer corner."""
     x0, y0, x1, y1 = sample["content_box"]
     is_right, is_bottom = index % 2 == 1, index >= 2
     if (x >= cut[1]) != is_right or (y >= cut[0]) != is_bottom:

@@ -129,7 +129,7 @@ def test_detections_of_unknown_images_are_refused():
         analyse_errors(truth(annotation(OBJECT)), [detection(OBJECT, 0.9, image=7)])
 
 
-# ---- An oracle that shares no code: kinds by loops, costs by literally mending the detections and
+# ---- An oracle that shares no code: kinds by loops, costs by literally fixing the detections and
 # ---- the objects and asking pycocotools for AP50.
 
 
@@ -205,17 +205,17 @@ def slow_gains(case: Case) -> dict[str, float]:
     base = pycocotools_ap50(ground_truth, detections)
     gains = {}
     for kind in ERROR_KINDS[:-1]:
-        mended = []
+        fixed = []
         for i, found in enumerate(detections):
             if kinds[i] != kind:
-                mended.append(found)
+                fixed.append(found)
             elif owners[i] is not None and best[owners[i]["id"]] == i:
                 right = {key: owners[i][key] for key in ("bbox", "category_id")}
-                mended.append({**found, **right})
-        gains[kind] = max(pycocotools_ap50(ground_truth, mended) - base, 0)
+                fixed.append({**found, **right})
+        gains[kind] = max(pycocotools_ap50(ground_truth, fixed) - base, 0)
     left = [a for a in ground_truth["annotations"] if not any(a is b for b in missed)]
-    mended_truth = {**ground_truth, "annotations": left}
-    gains["missed"] = float(np.maximum(pycocotools_ap50(mended_truth, detections) - base, 0))
+    found_truth = {**ground_truth, "annotations": left}
+    gains["missed"] = float(np.maximum(pycocotools_ap50(found_truth, detections) - base, 0))
     return gains
 
 
@@ -227,8 +227,8 @@ def slow_gains(case: Case) -> dict[str, float]:
     max_objects=st.sampled_from([0, 3, 8]),
     max_detections=st.sampled_from([0, 3, 30]),
 )
-def test_kinds_are_those_of_loops_and_costs_those_of_mended_data(seed, **sizes):
-    # Without the grid: mending may change the partners of others where overlaps are equal.
+def test_kinds_are_those_of_loops_and_costs_those_of_fixed_data(seed, **sizes):
+    # Without the grid: fixing a box may change the partners of others where overlaps are equal.
     case = random_case(2 * seed, **sizes)
     analysis = analyse_errors(*case)
     kinds, _, missed = slow_kinds(case)

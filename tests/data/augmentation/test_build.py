@@ -156,7 +156,7 @@ def test_the_same_seed_gives_the_same_image_and_a_drawn_list_can_be_repeated(siz
     st.integers(0, 2**32 - 1),
 )
 def test_a_painted_box_is_found_where_the_transformed_box_says(data, overrides, seed):
-    """Also when a crop cut it and padding or a shift followed."""
+    """Holds also where a crop cut the object and padding or a shift followed."""
     height, width = 120, 100
     x0 = data.draw(st.integers(0, width - 1))
     y0 = data.draw(st.integers(0, height - 1))

@@ -15,7 +15,7 @@ RATIO = st.one_of(st.sampled_from([0.0, 0.3, 0.5, 0.999]), st.floats(0, 1, exclu
 
 
 def moved_sides(transform, height: int, width: int) -> list[int]:
-    """How far the left, top, right and bottom side went in, read from a point and the size."""
+    """Return by how much the left, top, right and bottom side moved inwards."""
     (corner,) = transform.apply_coords(np.zeros((1, 2)))
     new_height, new_width = transform.apply_image(np.zeros((height, width))).shape
     left, top = -corner

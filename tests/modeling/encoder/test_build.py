@@ -1,4 +1,4 @@
-"""What holds for every encoder, beyond the checks of the conformance suite."""
+"""Rules for every encoder, beyond the checks of the conformance suite."""
 
 from __future__ import annotations
 

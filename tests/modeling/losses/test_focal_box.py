@@ -24,7 +24,7 @@ NUM_CLASSES = 3
 
 
 class Batch(NamedTuple):
-    """What a loss is called with."""
+    """The arguments of a loss."""
 
     anchors: Tensor
     logits: Tensor

@@ -1,4 +1,4 @@
-"""What the tests of several matchers share: inputs, and oracles in plain Python."""
+"""Inputs and oracles in plain Python, for the tests of several matchers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every matcher of this package keeps to, beyond the checks of the conformance suite."""
+"""Rules for every matcher of this package, beyond the checks of the conformance suite."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def make_matcher(num_anchors: int, **options) -> ATSSMatcher:
 
 
 class Loop(NamedTuple):
-    """What the oracle finds for one image."""
+    """The oracle's result for one image."""
 
     owners: list[int | None]  # of each anchor
     is_clear: bool  # rounding cannot have decided whether an IoU reaches its threshold

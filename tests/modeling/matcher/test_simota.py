@@ -42,7 +42,7 @@ def cross_entropy(logits: Sequence[float], positive: int) -> float:
 
 
 class Loop(NamedTuple):
-    """What the oracle finds for one image."""
+    """The oracle's result for one image."""
 
     owners: list[int | None]  # of each anchor
     is_clear: bool  # rounding cannot have decided
