@@ -58,11 +58,12 @@ def resume(cfg: CfgNode, ap: dict[int, float] | None = None) -> Trainer:
 
 
 def test_a_request_stops_at_the_next_boundary_and_the_run_goes_on_from_there(make_cfg):
-    trainer = make_trainer(make_cfg())
+    trainer = make_trainer(make_cfg("TEST.EVAL_PERIOD", 3), {2: 7.0})
     call_at(trainer, 2, lambda: trainer.request_stop("SIGUSR2"))
     with pytest.raises(TrainingStopped, match="SIGUSR2"):
         trainer.train()
     assert trainer.iter == 2
+    assert trainer._last_eval_results == {"bbox": {"AP": 7.0}}  # due at the same iteration
     resumed = resume(make_cfg())
     assert resumed.start_iter == 3
     resumed.train()
