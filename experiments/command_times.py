@@ -21,8 +21,8 @@ import yaml
 
 from experiments.spec.resolve import resolve_runs, run_record, sweep_record
 from experiments.spec.sweep import load_sweep
-from experiments.store.files import write_record
 from experiments.store.ledger import Ledger
+from experiments.store.record_files import write_record
 from experiments.store.records import AttemptSpan, Hardware, Progress, Submission, Summary
 from experiments.store.snapshot import ROOT
 

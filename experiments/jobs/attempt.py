@@ -19,8 +19,8 @@ from detectron2.utils.events import get_event_storage
 from submitit.core.utils import UncompletedJobError
 
 from experiments.errors import ExperimentError
-from experiments.store.files import now, write_record
 from experiments.store.ledger import Ledger
+from experiments.store.record_files import now, write_record
 from experiments.store.records import AttemptSpan, Failure, Progress, Submission
 from yolof_d2.errors import UserError
 

@@ -8,8 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from experiments.errors import RecordError
-from experiments.store.files import read_record
 from experiments.store.ledger import Ledger
+from experiments.store.record_files import read_record
 from experiments.store.records import Claim, Failure, Progress, Submission
 
 from .backends import BACKENDS, ClaimedRun, Watch

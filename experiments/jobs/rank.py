@@ -18,7 +18,7 @@ from detectron2.utils.logger import setup_logger
 
 import yolof_d2
 from experiments.errors import ExperimentError
-from experiments.store.files import read_record, write_record
+from experiments.store.record_files import read_record, write_record
 from experiments.store.records import AttemptRecord, CodeState, DataFingerprint, RunRecord
 from experiments.tracking.wandb_identity import wandb_identity
 from yolof_d2.config import restore_cfg

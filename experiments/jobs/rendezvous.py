@@ -17,7 +17,7 @@ import torch.distributed as dist
 from detectron2.utils import comm
 
 from experiments.errors import ExperimentError
-from experiments.store.files import read_record, write_record
+from experiments.store.record_files import read_record, write_record
 from experiments.store.records import Record
 
 _PATIENCE = timedelta(minutes=10)  # until the last rank of a job must have started

@@ -6,8 +6,8 @@ import time
 
 from tabulate import tabulate
 
-from experiments.store.files import seconds
 from experiments.store.ledger import Ledger
+from experiments.store.record_files import seconds
 from experiments.store.records import SweepRun
 
 from .estimate import format_duration

@@ -21,8 +21,8 @@ from experiments.errors import ExperimentError
 from experiments.spec.cluster import Cluster
 from experiments.spec.resolve import ResolvedRun, run_record, sweep_record
 from experiments.spec.sweep import LoadedSweep
-from experiments.store.files import now
 from experiments.store.ledger import Ledger
+from experiments.store.record_files import now
 from experiments.store.records import Submission
 from experiments.store.snapshot import take_snapshot
 

@@ -11,8 +11,8 @@ from typing import Any
 from experiments.errors import RecordError
 from experiments.jobs.observe import observe
 from experiments.jobs.state import Observation, State
-from experiments.store.files import read_record
 from experiments.store.ledger import Ledger
+from experiments.store.record_files import read_record
 from experiments.store.records import (
     AttemptRecord,
     DataFingerprint,

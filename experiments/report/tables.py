@@ -9,7 +9,7 @@ from operator import attrgetter, methodcaller
 from pathlib import Path
 from typing import Any
 
-from experiments.store.files import now
+from experiments.store.record_files import now
 from experiments.store.records import ERRORS, METRICS, SHARES, SIZES
 
 from .fairness import Knob, describe_data, shorten, unequal_knobs

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from experiments.errors import ExperimentError
-from experiments.store.files import write_text
 from experiments.store.ledger import Ledger
+from experiments.store.record_files import write_text
 
 from .fairness import find_mixes
 from .outcomes import compare, read_outcomes

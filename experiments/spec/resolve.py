@@ -22,7 +22,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from experiments.errors import ExperimentError, RecordError
-from experiments.store.files import now, read_record, write_record
+from experiments.store.record_files import now, read_record, write_record
 from experiments.store.records import (
     Record,
     ResolvedConfig,

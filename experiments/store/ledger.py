@@ -24,7 +24,7 @@ from pathlib import Path
 
 from experiments.errors import ExperimentError, RecordError
 
-from .files import locked, now, read_record, write_record
+from .record_files import locked, now, read_record, write_record
 from .records import Claim, Progress, RunRecord, Submission, SweepRecord
 
 

@@ -1,7 +1,7 @@
 """Types of all files of runs and sweeps; :mod:`experiments.store.ledger` says where they lie.
 
 Records only grow: a field that was added later has a default, so that old files stay readable.
-Times are UTC, as :func:`experiments.store.files.now` writes them.
+Times are UTC, as :func:`experiments.store.record_files.now` writes them.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from experiments.errors import ExperimentError
 
-from .files import now, write_record
+from .record_files import now, write_record
 from .records import CodeState
 
 ROOT = Path(__file__).parents[2]

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ValidationError
 
 from experiments.errors import ExperimentError, RecordError
-from experiments.store.files import read_record, write_record
 from experiments.store.ledger import Ledger
+from experiments.store.record_files import read_record, write_record
 from experiments.store.records import ERRORS, METRICS, SHARES, SIZES, Record, RunRecord, Summary
 
 from .wandb_identity import wandb_identity

@@ -11,8 +11,8 @@ from typing import Any
 from experiments.errors import ExperimentError
 from experiments.jobs.observe import observe
 from experiments.jobs.state import State
-from experiments.store.files import read_record
 from experiments.store.ledger import Ledger
+from experiments.store.record_files import read_record
 from experiments.store.records import AttemptRecord
 
 from .wandb_identity import wandb_identity
@@ -40,7 +40,7 @@ def push(ledger: Ledger, name: str) -> str:
         raise ExperimentError(
             f"the package 'wandb' cannot be imported ({error}); install it: pip install wandb"
         ) from error
-    from yolof_d2.tracking.run import forget_wandb, kill_wandb, one_line
+    from yolof_d2.tracking.wandb_run import forget_wandb, kill_wandb, one_line
 
     seen, remark = observe(ledger, [run.id for run in sweep.runs])
     if remark:
@@ -70,7 +70,7 @@ def push(ledger: Ledger, name: str) -> str:
 
 def _push_run(ledger: Ledger, identity: str) -> str:
     from yolof_d2.tracking.push import push_folder
-    from yolof_d2.tracking.run import run_arguments
+    from yolof_d2.tracking.wandb_run import run_arguments
 
     run = ledger.read_run(identity)
     if run is None:

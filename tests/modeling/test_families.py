@@ -14,9 +14,9 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from torch import nn
 
 from tests.small import data_keys, read_lines, write_data
+from yolof_d2.benchmark.comparison import run_benchmark
 from yolof_d2.benchmark.contender import Options, make_image
-from yolof_d2.benchmark.memory import measure_memory
-from yolof_d2.benchmark.run import run_benchmark
+from yolof_d2.benchmark.peak_memory import measure_memory
 from yolof_d2.config import build_cfg, load_plugins, num_classes, set_num_classes
 from yolof_d2.conformance import find_cases
 from yolof_d2.errors import ConfigError
@@ -248,7 +248,7 @@ def test_plugin_detectors_are_benchmarked_with_built_in_ones(tmp_path, monkeypat
     def measure_last(name, cfg, options):  # each would take seconds to start a process
         return measure_memory(name, cfg, options) if name == names[-1] else {}
 
-    monkeypatch.setattr("yolof_d2.benchmark.run.measure_memory", measure_last)
+    monkeypatch.setattr("yolof_d2.benchmark.comparison.measure_memory", measure_last)
     files = [make_config(tmp_path, name) for name in names]
     record = run_benchmark(files, ["MODEL.DEVICE", "cpu"], OPTIONS)
     assert [model["model"] for model in record["models"]] == names

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.wandb_server import API_KEY, WandbServer
-from yolof_d2.tracking.run import forget_wandb
+from yolof_d2.tracking.wandb_run import forget_wandb
 
 
 @contextmanager

@@ -11,9 +11,9 @@ from pathlib import Path
 from yolof_d2.command import run_command
 from yolof_d2.files import write_text
 
+from .comparison import choose_device, run_benchmark
 from .contender import Options
-from .report import describe_ratio, draw, render
-from .run import choose_device, run_benchmark
+from .render import describe_ratio, draw, render
 
 FORMAT = 1
 """Version of the JSON record."""

@@ -27,7 +27,6 @@ import yaml
 from yolof_d2.command import run_command
 from yolof_d2.errors import UserError
 
-from .files import read_weights, write_atomically
 from .formats import (
     FORMATS,
     Conversion,
@@ -39,6 +38,7 @@ from .formats import (
     show,
 )
 from .model import UNKNOWN_VALUES, build_expected, deduce_config, fit
+from .weight_files import read_weights, write_atomically
 
 logger = logging.getLogger("yolof_d2.convert")
 

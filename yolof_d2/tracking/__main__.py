@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .push import push_folder
-from .run import one_line
+from .wandb_run import one_line
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from yolof_d2.measure.metrics_file import read_metrics
 
-from .run import WandbRun, digest, quiet_wandb
+from .wandb_run import WandbRun, digest, quiet_wandb
 
 _INIT_SECONDS = 60.0
 _FINISH_SECONDS = 3600.0  # weights may be large
@@ -23,7 +23,7 @@ def push_folder(folder: Path, arguments: Mapping[str, Any], *, send_model: bool)
 
     Args:
         folder: ``OUTPUT_DIR`` of the run.
-        arguments: of :func:`~yolof_d2.tracking.run.run_arguments`.
+        arguments: of :func:`~yolof_d2.tracking.wandb_run.run_arguments`.
         send_model: also send the final weights, which W&B stores once.
 
     Returns:

@@ -23,7 +23,7 @@ from yolof_d2.measure.metrics_file import read_metrics
 from yolof_d2.measure.provenance import describe_run
 
 from .push import has_all
-from .run import WandbRun, forget_wandb, kill_wandb, one_line, run_arguments
+from .wandb_run import WandbRun, forget_wandb, kill_wandb, one_line, run_arguments
 
 logger = logging.getLogger(__name__)
 

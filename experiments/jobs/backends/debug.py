@@ -9,8 +9,8 @@ from pathlib import Path
 
 from experiments.errors import ExperimentError
 from experiments.jobs.estimate import TimePlan
-from experiments.store.files import write_record
 from experiments.store.ledger import Ledger
+from experiments.store.record_files import write_record
 from experiments.store.records import Failure, Submission
 
 from .base import Site, StartedJob, surroundings

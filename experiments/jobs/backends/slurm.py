@@ -13,8 +13,8 @@ from typing import Any
 from experiments.errors import ExperimentError
 from experiments.jobs.estimate import TimePlan
 from experiments.jobs.state import Observation, State
-from experiments.store.files import seconds
 from experiments.store.ledger import Ledger
+from experiments.store.record_files import seconds
 from experiments.store.records import Submission
 
 from .base import Backend, ClaimedRun, Site, StartedJob, Watch, job_environment

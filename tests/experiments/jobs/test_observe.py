@@ -15,8 +15,8 @@ from experiments.jobs.backends.processes import process_start
 from experiments.jobs.backends.slurm_commands import STATES, Job, find_jobs
 from experiments.jobs.observe import first_failure, observe
 from experiments.jobs.state import Observation, State
-from experiments.store.files import seconds
 from experiments.store.ledger import Ledger
+from experiments.store.record_files import seconds
 from experiments.store.records import Submission
 from tests.experiments.records import write_json
 

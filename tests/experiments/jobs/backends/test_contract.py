@@ -19,8 +19,8 @@ from experiments.jobs.submit import Launcher
 from experiments.spec.cluster import Cluster
 from experiments.spec.resolve import ResolvedRun
 from experiments.spec.sweep import load_sweep
-from experiments.store.files import locked
 from experiments.store.ledger import Ledger
+from experiments.store.record_files import locked
 from experiments.store.records import ResolvedConfig, Submission
 
 NAMES = ("a", "b", "c")

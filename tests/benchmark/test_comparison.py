@@ -6,9 +6,9 @@ import json
 
 import pytest
 
+from yolof_d2.benchmark.comparison import run_benchmark
 from yolof_d2.benchmark.contender import Options
 from yolof_d2.benchmark.parts import PARTS
-from yolof_d2.benchmark.run import run_benchmark
 
 pytestmark = pytest.mark.slow  # the record that most tests read
 

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from experiments.errors import ExperimentError, RecordError
-from experiments.store.files import locked, now, read_record, seconds, write_record
+from experiments.store.record_files import locked, now, read_record, seconds, write_record
 from experiments.store.records import Record
 from tests.waiting import wait_until
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from tests.small import ROOT
 from yolof_d2.benchmark.parts import PARTS
-from yolof_d2.benchmark.report import draw, render
+from yolof_d2.benchmark.render import draw, render
 
 
 def test_table_and_picture_show_every_model_and_every_part(tmp_path):

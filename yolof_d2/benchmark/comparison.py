@@ -19,7 +19,7 @@ from yolof_d2.measure.provenance import describe_run
 from .allocator import freed_memory_kept
 from .contender import SEED, Contender, Options
 from .cost import describe_cost
-from .memory import measure_memory
+from .peak_memory import measure_memory
 from .rounds import run_rounds, summarise
 
 logger = logging.getLogger(__name__)
