@@ -61,7 +61,7 @@ RUN_BY_TEST = {
     "python train_net.py --config-file configs/quick/synthetic_retinanet.yaml": (
         "test_detectron2s_retinanet_trains_on_the_same_json_keys"
     ),
-    "python -m yolof_d2.visualize": "test_the_picture_has_a_row_per_image_and_two_columns",
+    "python -m yolof_d2.visualize": "test_it_draws_as_many_images_and_detections_as_asked",
     "python -m yolof_d2.evaluation": "test_of_two_runs_the_second_minus_the_first_is_shown",
     "python -m yolof_d2.tracking": "test_server_that_fails_costs_a_line_and_a_push_makes_it_good",
     "python -m yolof_d2.convert": "test_the_command_runs_and_its_standard_output_is_a_config",
