@@ -40,16 +40,16 @@ class SlotTests:
     Attributes:
         slot: its name.
         sound: parts that keep the contract.
-        broken: check -> what its sentence must say, and a part that is broken so.
+        broken: check -> what its sentence must say -> a part that is broken so.
     """
 
     slot: str
     sound: list[type]
-    broken: dict[str, list[tuple[str, type]]]
+    broken: dict[str, dict[str, type]]
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         checks = [check.__name__ for check in SLOTS[self.slot].checks]
-        rows = [(c, sentence, part) for c, parts in self.broken.items() for sentence, part in parts]
+        rows = [(c, said, part) for c, by in self.broken.items() for said, part in by.items()]
         if "sentence" in metafunc.fixturenames:
             ids = [f"{check}: {sentence}" for check, sentence, _ in rows]
             metafunc.parametrize(("check", "sentence", "part"), rows, ids=ids)

@@ -47,41 +47,35 @@ class TestDecoder(SlotTests):
     slot = "decoder"
     sound = [Sound]
     broken = {
-        "is_a_decoder": [("it is a NoDecoder; wanted a Decoder", NoDecoder)],
-        "each_anchor_gets_its_outputs": [
-            (
-                "returned a Tensor; wanted the",
-                forward(lambda self, sound, x: torch.cat(sound(x), dim=-1)),
+        "is_a_decoder": {"it is a NoDecoder; wanted a Decoder": NoDecoder},
+        "each_anchor_gets_its_outputs": {
+            "returned a Tensor; wanted the": forward(
+                lambda self, sound, x: torch.cat(sound(x), dim=-1)
             ),
-            (
-                "logits are torch.float32 of shape [1, 1, 3, 3] for 1 maps of 1 x 1 cells, A = 3 "
-                "and K = 3; wanted float32 of shape [1, 3, 3]",
-                forward(lambda self, sound, x: tuple(value[:, None] for value in sound(x))),
+            "logits are torch.float32 of shape [1, 1, 3, 3] for 1 maps of 1 x 1 cells, A = 3 "
+            "and K = 3; wanted float32 of shape [1, 3, 3]": forward(
+                lambda self, sound, x: tuple(value[:, None] for value in sound(x))
             ),
-            ("shape [1, 3, 4] for", forward(lambda self, sound, x: sound(x)[::-1])),
-            (
-                "logits are torch.float64",
-                forward(lambda self, sound, x: tuple(value.double() for value in sound(x))),
+            "shape [1, 3, 4] for": forward(lambda self, sound, x: sound(x)[::-1]),
+            "logits are torch.float64": forward(
+                lambda self, sound, x: tuple(value.double() for value in sound(x))
             ),
-        ],
-        "one_class_and_one_anchor_keep_their_dimensions": [
-            (
-                "shape [2, 117] for",
-                forward(lambda self, sound, x: (sound(x)[0].squeeze(-1), sound(x)[1])),
-            ),
-        ],
-        "anchors_come_in_the_order_of_the_generator": [
-            (
-                "depend most on (7, 10); wanted that they depend most on (1, 10)",
-                in_order(lambda self, sound, x: sound(x).permute(0, 3, 1, 2, 4)),  # anchors first
-            ),
-            (
-                "the outputs at the place of (1, 1) in the order (H, W, A) look at none of them",
-                in_order(lambda self, sound, x: sound(x).transpose(1, 2)),  # width first
-            ),
-        ],
-        "works_under_bfloat16_autocast": [
-            ("logits is torch.bfloat16 under torch.bfloat16 autocast", stays_in_half)
-        ],
-        "works_under_float16_autocast": [("wanted float32 always", stays_in_half)],
+        },
+        "one_class_and_one_anchor_keep_their_dimensions": {
+            "shape [2, 117] for": forward(
+                lambda self, sound, x: (sound(x)[0].squeeze(-1), sound(x)[1])
+            )
+        },
+        "anchors_come_in_the_order_of_the_generator": {
+            "depend most on (7, 10); wanted that they depend most on (1, 10)": in_order(
+                lambda self, sound, x: sound(x).permute(0, 3, 1, 2, 4)
+            ),  # anchors first
+            "at the place of (1, 1) in the order (H, W, A) look at none of them": in_order(
+                lambda self, sound, x: sound(x).transpose(1, 2)
+            ),  # width first
+        },
+        "works_under_bfloat16_autocast": {
+            "logits is torch.bfloat16 under torch.bfloat16 autocast": stays_in_half
+        },
+        "works_under_float16_autocast": {"wanted float32 always": stays_in_half},
     }
