@@ -6,12 +6,7 @@ from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
 
 from yolof_d2.errors import ConfigError
-from yolof_d2.modeling.layers import (
-    build_activation,
-    build_norm,
-    conv_norm_act,
-    init_conv_normal,
-)
+from yolof_d2.modeling.layers import build_activation, build_norm, conv_norm_act, init_conv_normal
 
 
 @pytest.mark.parametrize(

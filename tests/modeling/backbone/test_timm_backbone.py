@@ -94,10 +94,7 @@ def test_shapes_are_the_promised_ones_at_any_size(name, size):
 
 @pytest.mark.parametrize(
     ("name", "out_features"),
-    [
-        *((name, [feature]) for name, feature in FEATURES),
-        ("test_resnet", ["res4", "res2"]),
-    ],
+    [*((name, [feature]) for name, feature in FEATURES), ("test_resnet", ["res4", "res2"])],
 )
 def test_what_comes_after_the_last_feature_is_not_built(name, out_features):
     model = make(name, out_features=out_features)

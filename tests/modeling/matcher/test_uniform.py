@@ -25,12 +25,7 @@ from .helpers import (
     run,
 )
 
-CANDIDATES = [
-    ["predictions", "anchors"],
-    ["anchors", "predictions"],
-    ["predictions"],
-    ["anchors"],
-]
+CANDIDATES = [["predictions", "anchors"], ["anchors", "predictions"], ["predictions"], ["anchors"]]
 
 
 def make_matcher(**options) -> UniformMatcher:
@@ -43,11 +38,7 @@ def l1_distance(a: Box, b: Box) -> float:
 
 
 def assert_agrees_with_oracle(
-    anchors: Tensor,
-    image: Image,
-    match: MatchResult,
-    n: int,
-    matcher: UniformMatcher,
+    anchors: Tensor, image: Image, match: MatchResult, n: int, matcher: UniformMatcher
 ) -> None:
     anchor_list, gts = anchors.tolist(), image.gt_boxes.tolist()
     every = {"predictions": image.pred_boxes.tolist(), "anchors": anchor_list}  # in this order
