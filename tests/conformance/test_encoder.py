@@ -168,7 +168,7 @@ class TestEncoder(SlotTests):
             ),
             "shape [16, 1, 1]": loses_the_batch,
             "raised an error: RuntimeError": forward(pads_by_reflection),
-            "returned a list; wanted one": forward(lambda self, sound, x: [sound(x)]),
+            "returned a list; wanted a Tensor": forward(lambda self, sound, x: [sound(x)]),
         },
         "output_is_finite": {
             "infinite or NaN in training; wanted none": forward(
