@@ -9,7 +9,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone, build_model
 from torch import Tensor, nn
 
-from tests.modeling.images import make_image, train_step
+from tests.modeling.images import make_image, randomise, train_step
 from yolof_d2.errors import ConfigError
 from yolof_d2.modeling.backbone import TimmBackbone
 
@@ -39,12 +39,8 @@ LAST = {name: list(layers)[-1] for name, layers in MODELS.items()}
 def make(name: str, *, randomize_norms: bool = False, **options) -> TimmBackbone:
     torch.manual_seed(0)
     model = TimmBackbone(name, **{"out_features": [LAST.get(name, "res5")], **options})
-    for layer in model.modules():
-        if randomize_norms and isinstance(layer, nn.BatchNorm2d):
-            for values in (layer.weight.data, layer.running_var):
-                values.uniform_(0.5, 1.5)
-            for values in (layer.bias.data, layer.running_mean):
-                values.normal_(std=0.1)
+    if randomize_norms:
+        randomise(model)
     return model
 
 
