@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from torch import nn
 
 from yolof_d2.conformance import SLOTS, WAIVABLE, Case, ConformanceError, find_cases
 
@@ -32,6 +33,13 @@ def case_of(monkeypatch: pytest.MonkeyPatch, slot: str, part: type, check: str) 
     cases = find_cases(part=f"{slot}/{part.__name__}")
     (case,) = [case for case in cases if case.check.__name__ == check]
     return case
+
+
+class NoPart(nn.Module):
+    """A part of no slot."""
+
+    def __init__(self, *inputs, **options):
+        super().__init__()
 
 
 class SlotTests:

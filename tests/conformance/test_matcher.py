@@ -7,7 +7,7 @@ import torch
 from detectron2.layers import ShapeSpec
 from torch import Tensor
 
-from tests.conformance.slots import SlotTests, breaks
+from tests.conformance.slots import NoPart, SlotTests, breaks
 from yolof_d2.modeling import Matcher, MatchResult
 
 
@@ -30,11 +30,6 @@ class Sound(Matcher):
 
     def distance(self, boxes: Tensor, anchors: Tensor) -> Tensor:
         return torch.cdist(boxes, anchors.expand(len(boxes), -1, -1), p=1)
-
-
-class NoMatcher:
-    def __init__(self, cfg, input_shape: ShapeSpec, num_anchors: int):
-        pass
 
 
 calls = breaks(Sound, "__call__")
@@ -80,7 +75,7 @@ def counts_padding(match, boxes, truth):
     return {"pair_mask": some.expand_as(match.pair_mask)}
 
 
-def drops_the_largest_of_the_batch(match, boxes, truth):
+def drops_the_largest(match, boxes, truth):
     size = truth.boxes[..., 2] - truth.boxes[..., 0]
     return {"pair_mask": match.pair_mask & (size < size.amax())}
 
@@ -123,10 +118,10 @@ class TestMatcher(SlotTests):
     slot = "matcher"
     sound = [Sound]
     broken = {
-        "is_a_matcher": {"it is a NoMatcher; wanted a Matcher": NoMatcher},
+        "is_a_matcher": {"it is a NoPart; wanted a Matcher": NoPart},
         "result_has_the_documented_types_and_shapes": {
             "returned a tuple; wanted a MatchResult": calls(
-                lambda self, sound, *inputs: tuple(vars(sound(*inputs)).values())
+                lambda _, sound, *inputs: tuple(vars(sound(*inputs)).values())
             ),
             "labels is torch.int32 with an ordinary batch; wanted torch.int64": labels(
                 lambda labels: labels.int()
@@ -176,9 +171,7 @@ class TestMatcher(SlotTests):
         },
         "padding_is_in_no_pair": {"2 pairs that count have padding": fields(counts_padding)},
         "positives_have_the_class_of_an_object_of_their_image": {
-            "has positives of classes": labels(
-                lambda labels: ((labels + 1) % 3).where(labels < 3, labels)
-            )
+            "has positives of classes": labels(lambda x: ((x + 1) % 3).where(x < 3, x))
         },
         "paired_anchors_are_not_background": {
             "have an anchor labelled background with an ordinary batch; wanted a class": fields(
@@ -186,17 +179,13 @@ class TestMatcher(SlotTests):
             )
         },
         "images_do_not_depend_on_their_batch": {
-            "in its batch with an ordinary batch, differ in the pairs": fields(
-                drops_the_largest_of_the_batch
-            )
+            "in its batch with an ordinary batch, differ in the pairs": fields(drops_the_largest)
         },
         "padding_changes_nothing": {
             "with less (an ordinary batch), diff": mask(drops_the_last_slot)
         },
         "matching_is_deterministic": {
-            "in two runs on the same input": mask(
-                lambda mask: mask & (torch.rand(mask.shape) < 0.5)
-            ),
+            "in two runs on the same input": mask(lambda m: m & (torch.rand(m.shape) < 0.5)),
             "with deterministic algorithms and without": mask(depends_on_the_mode),
         },
         "matching_is_the_same_under_autocast": {
@@ -211,9 +200,7 @@ class TestMatcher(SlotTests):
             "ground_truth.boxes was changed in place with an ordinary batch": first(
                 lambda anchors, logits, boxes, truth: truth.boxes.clamp_(max=100)
             ),
-            "pred_logits was changed in place": first(
-                lambda anchors, logits, boxes, truth: logits.sigmoid_()
-            ),
+            "pred_logits was changed in place": first(lambda _, logits, *rest: logits.sigmoid_()),
         },
         "survives_predictions_that_are_not_finite": {
             "that are nan it failed: ValueError: matrix contains": first(refuses_nan),

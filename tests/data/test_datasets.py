@@ -171,9 +171,8 @@ def test_long_list_of_differences_is_shortened(folder):
 def test_own_training_data_with_built_in_test_data_of_other_classes(folder):
     cfg = make_cfg(**TRAIN)
     cfg.DATASETS.TEST = ("coco_2017_val",)
-    with pytest.raises(
-        DataError, match=r"(?s)coco_2017_val\) \(80\) differ.*Set DATASETS.TEST_JSON"
-    ):
+    message = r"(?s)coco_2017_val\) \(80\) differ.*Set DATASETS.TEST_JSON"
+    with pytest.raises(DataError, match=message):
         resolve_datasets(cfg)
     cfg.DATASETS.TEST = ("voc_2007_test",)  # knows class names but no category ids
     with pytest.raises(DataError, match="voc_2007_test"):

@@ -6,11 +6,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from detectron2.layers import FrozenBatchNorm2d
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 Batch = list[dict[str, Any]]
+NORMS = {
+    "BN": nn.BatchNorm2d,
+    "SyncBN": nn.SyncBatchNorm,
+    "GN": nn.GroupNorm,
+    "FrozenBN": FrozenBatchNorm2d,
+}
 
 
 def make_image(

@@ -198,11 +198,7 @@ def test_without_timm_the_message_says_how_to_install_it(monkeypatch):
         ("hf-hub:timm/resnet18", {}, "TIMM.NAME is 'hf-hub:timm/resnet18', .*did you mean"),
         ("resnet18.best", {}, "TIMM.NAME 'resnet18.best' cannot be built: .*tag"),
         ("test_maxvit", {}, "TIMM.NAME 'test_maxvit' cannot be used: .* one size only"),
-        (
-            "inception_v4",
-            {},
-            "TIMM.OUT_FEATURES is .* features of 'inception_v4', .* none of use here",
-        ),
+        ("inception_v4", {}, "TIMM.OUT_FEATURES is .* of 'inception_v4', .* none of use here"),
         (
             "test_convnext",
             {"out_features": ["res1", "res5"]},

@@ -112,7 +112,6 @@ def test_equal_overlaps_all_reach_their_own_mean():
 
 
 def test_impossible_settings_are_refused():
-    with pytest.raises(
-        ConfigError, match=r"^MODEL.YOLOF.MATCHER.ATSS.TOPK must be 1 or more, got 0"
-    ):
+    message = "^MODEL.YOLOF.MATCHER.ATSS.TOPK must be 1 or more, got 0"
+    with pytest.raises(ConfigError, match=message):
         make_matcher(3, topk=0)
