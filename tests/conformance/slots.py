@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from torch import nn
 
 from yolof_d2.conformance import SLOTS, WAIVABLE, Case, ConformanceError, find_cases
 
@@ -34,22 +35,29 @@ def case_of(monkeypatch: pytest.MonkeyPatch, slot: str, part: type, check: str) 
     return case
 
 
+class NoPart(nn.Module):
+    """A part of no slot."""
+
+    def __init__(self, *inputs, **options):
+        super().__init__()
+
+
 class SlotTests:
     """The tests of a slot; its own class gives the parts.
 
     Attributes:
         slot: its name.
         sound: parts that keep the contract.
-        broken: check -> what its sentence must say, and a part that is broken so.
+        broken: check -> what its sentence must say -> a part that is broken so.
     """
 
     slot: str
     sound: list[type]
-    broken: dict[str, list[tuple[str, type]]]
+    broken: dict[str, dict[str, type]]
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         checks = [check.__name__ for check in SLOTS[self.slot].checks]
-        rows = [(c, sentence, part) for c, parts in self.broken.items() for sentence, part in parts]
+        rows = [(c, said, part) for c, by in self.broken.items() for said, part in by.items()]
         if "sentence" in metafunc.fixturenames:
             ids = [f"{check}: {sentence}" for check, sentence, _ in rows]
             metafunc.parametrize(("check", "sentence", "part"), rows, ids=ids)

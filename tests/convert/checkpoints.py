@@ -81,17 +81,6 @@ def loads_wholly(model: nn.Module, path: Path) -> bool:
     return not any(load(model, path))
 
 
-def randomise(model: nn.Module, seed: int = 0) -> None:
-    """Give all norms and biases values that matter."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, tensor in model.state_dict().items():
-        if tensor.dim() == 1:
-            positive = name.endswith(("running_var", "weight"))
-            tensor.uniform_(
-                0.5 if positive else -0.5, 1.5 if positive else 0.5, generator=generator
-            )
-
-
 def mmdet_layers() -> Iterator[tuple[str, tuple[int, int, int], str]]:
     """Name of each convolution, its channels out and in and its kernel size, and its norm."""
     yield "backbone.conv1", (STEM, 3, 7), "backbone.bn1"

@@ -7,7 +7,8 @@ import torch
 import torchvision
 from torch import nn
 
-from tests.convert.checkpoints import SMALL_YOLOF, Weights, make_mmdet_weights, randomise
+from tests.convert.checkpoints import SMALL_YOLOF, Weights, make_mmdet_weights
+from tests.modeling.images import randomise
 
 
 @pytest.fixture

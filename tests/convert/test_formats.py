@@ -28,10 +28,10 @@ from tests.convert.checkpoints import (
     convert,
     equal,
     loads_wholly,
-    randomise,
     save,
     small_yolof,
 )
+from tests.modeling.images import randomise
 from yolof_d2.config import build_cfg
 from yolof_d2.convert.formats import translate
 

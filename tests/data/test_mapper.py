@@ -17,8 +17,8 @@ from yolof_d2.data import build_mapper
 from yolof_d2.errors import DataError
 
 
-def make_cfg() -> CfgNode:
-    return default_cfg("INPUT.MIN_SIZE_TRAIN", (60,), "INPUT.MIN_SIZE_TEST", 60)
+def make_cfg(*overrides: object) -> CfgNode:
+    return default_cfg("INPUT.MIN_SIZE_TRAIN", (60,), "INPUT.MIN_SIZE_TEST", 60, *overrides)
 
 
 @pytest.fixture
@@ -30,8 +30,7 @@ def photo(tmp_path) -> Path:
 
 @pytest.mark.parametrize("crop", [False, True])
 def test_without_shift_it_is_detectron2s_mapper(photo, crop):
-    cfg = make_cfg()
-    cfg.INPUT.CROP.ENABLED = crop
+    cfg = make_cfg("INPUT.CROP.ENABLED", crop)
     record = make_record(photo, [[5.0, 10.0, 30.0, 20.0], [50.0, 30.0, 29.0, 29.0]], (60, 80))
     results = []
     for mapper in (DatasetMapper(cfg, True), build_mapper(cfg, True)):
@@ -51,13 +50,9 @@ def test_what_a_crop_cut_off_does_not_come_back_on_the_padding(tmp_path, crop):
     pixels = np.zeros((60, 80, 3), np.uint8)
     pixels[:, :20] = 255
     Image.fromarray(pixels).save(tmp_path / "box.png")
-    cfg = make_cfg()
-    cfg.merge_from_list(crop)
-    cfg.INPUT.CROP.SIZE = [1.0, 0.5]
-    cfg.INPUT.CROP.TYPE = "relative"
-    cfg.INPUT.FIXED_SIZE.TRAIN = (60, 80)
-    cfg.INPUT.RANDOM_SHIFT.PROB = 1.0
-    cfg.INPUT.RANDOM_SHIFT.MAX_PIXELS = 40
+    cfg = make_cfg(*crop, "INPUT.FIXED_SIZE.TRAIN", (60, 80))
+    cfg.INPUT.CROP.update(SIZE=[1.0, 0.5], TYPE="relative")
+    cfg.INPUT.RANDOM_SHIFT.update(PROB=1.0, MAX_PIXELS=40)
     mapper = build_mapper(cfg, True)
     record = make_record(tmp_path / "box.png", [[0.0, 0.0, 20.0, 60.0]], (60, 80))
     num_boxes = set()
@@ -103,8 +98,7 @@ def test_greyscale_and_transparent_images_get_three_channels(tmp_path):
 
 
 def test_test_time_keeps_no_annotations_and_never_shifts(photo):
-    cfg = make_cfg()
-    cfg.INPUT.RANDOM_SHIFT.PROB = 1.0
+    cfg = make_cfg("INPUT.RANDOM_SHIFT.PROB", 1.0)
     record = make_record(photo, [[5, 10, 30, 20]], (60, 80))
     mapped = build_mapper(cfg, False)(record)
     assert "annotations" not in mapped and "instances" not in mapped
@@ -114,10 +108,8 @@ def test_test_time_keeps_no_annotations_and_never_shifts(photo):
 
 
 def test_fixed_sizes_do_not_keep_the_aspect_ratio(photo):
-    cfg = make_cfg()
-    cfg.INPUT.FIXED_SIZE.TRAIN = (50, 30)
-    cfg.INPUT.FIXED_SIZE.TEST = (20, 70)
-    cfg.INPUT.RANDOM_FLIP = "none"
+    cfg = make_cfg("INPUT.RANDOM_FLIP", "none")
+    cfg.INPUT.FIXED_SIZE.update(TRAIN=(50, 30), TEST=(20, 70))
     record = make_record(photo, [[8.0, 12.0, 16.0, 24.0]], (60, 80))
     mapped = build_mapper(cfg, True)(record)
     assert mapped["image"].shape == (3, 50, 30)

@@ -133,8 +133,7 @@ def test_larger_set_contains_the_smaller_one(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [{"num_train": 0}, {"num_val": 0}, {"image_size": (8, 64)}, {"seed": -1}],
+    "wrong", [{"num_train": 0}, {"num_val": 0}, {"image_size": (8, 64)}, {"seed": -1}]
 )
 def test_impossible_arguments_are_refused(tmp_path, wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

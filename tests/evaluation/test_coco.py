@@ -212,10 +212,7 @@ def test_some_of_the_images(tmp_path):
         atol=LAST_BIT,
     )
     kept = [found for found in saved_detections(tmp_path) if found["image_id"] in some]
-    truth = {
-        **case[0],
-        "images": [image for image in case[0]["images"] if image["id"] in some],
-    }
+    truth = {**case[0], "images": [image for image in case[0]["images"] if image["id"] in some]}
     assert results["errors"] == analyse_errors(truth, kept).gains
 
 

@@ -52,10 +52,7 @@ def test_a_run_is_analysed_from_its_files(make_run, tmp_path, capsys):
 
 def test_of_two_runs_the_second_minus_the_first_is_shown(make_run, tmp_path, capsys):
     ground_truth, detections = random_case(0)
-    runs = [
-        make_run("a", ground_truth, detections),
-        make_run("b", ground_truth, detections[::2]),
-    ]
+    runs = [make_run("a", ground_truth, detections), make_run("b", ground_truth, detections[::2])]
     output = tmp_path / "errors.json"
     assert main([*map(str, runs), "--json", str(output)]) == 0
     written = json.loads(output.read_text())

@@ -1,4 +1,4 @@
-"""Images with boxes, and a step of training, for tests of whole detectors."""
+"""Images with boxes, a step of training and uneven weights, for tests of modules."""
 
 from __future__ import annotations
 
@@ -6,11 +6,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from detectron2.layers import FrozenBatchNorm2d
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 Batch = list[dict[str, Any]]
+NORMS = {
+    "BN": nn.BatchNorm2d,
+    "SyncBN": nn.SyncBatchNorm,
+    "GN": nn.GroupNorm,
+    "FrozenBN": FrozenBatchNorm2d,
+}
 
 
 def make_image(
@@ -36,3 +43,12 @@ def train_step(model: nn.Module, batch: Batch, dtype: torch.dtype = torch.float3
         assert (parameter.grad is not None) == parameter.requires_grad, name
         assert parameter.grad is None or parameter.grad.isfinite().all(), name
     return losses
+
+
+def randomise(model: nn.Module) -> None:
+    """Give all norms and biases values that matter, from a seed of their own."""
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in model.state_dict().items():
+        if tensor.dim() == 1:
+            low = 0.5 if name.endswith(("running_var", "weight")) else -0.5
+            tensor.uniform_(low, low + 1, generator=generator)

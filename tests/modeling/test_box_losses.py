@@ -110,8 +110,7 @@ def test_delta_l1_loss_of_an_anchor_without_area_is_finite():
 
 
 @pytest.mark.parametrize(
-    ("loss_of", "still_learns"),
-    list(zip(LOSSES, [False, True, True, True, True], strict=True)),
+    ("loss_of", "still_learns"), list(zip(LOSSES, [False, True, True, True, True], strict=True))
 )
 def test_which_losses_pull_boxes_together_that_do_not_meet(loss_of, still_learns):
     boxes = torch.tensor([0.0, 0.0, 4.0, 4.0], requires_grad=True)

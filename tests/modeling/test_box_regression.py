@@ -30,17 +30,10 @@ def decode_by_loop(deltas, boxes, weights, center_clamp) -> list[list[float]]:
         width, height = x1 - x0, y1 - y0
         shift_x = min(max(dx / wx * width, -center_clamp), center_clamp)
         shift_y = min(max(dy / wy * height, -center_clamp), center_clamp)
-        center_x, center_y = (x0 + x1) / 2 + shift_x, (y0 + y1) / 2 + shift_y
-        half_width = width * math.exp(min(dw / ww, math.log(1000 / 16))) / 2
-        half_height = height * math.exp(min(dh / wh, math.log(1000 / 16))) / 2
-        decoded.append(
-            [
-                center_x - half_width,
-                center_y - half_height,
-                center_x + half_width,
-                center_y + half_height,
-            ]
-        )
+        x, y = (x0 + x1) / 2 + shift_x, (y0 + y1) / 2 + shift_y
+        width *= math.exp(min(dw / ww, math.log(1000 / 16)))
+        height *= math.exp(min(dh / wh, math.log(1000 / 16)))
+        decoded.append([x - width / 2, y - height / 2, x + width / 2, y + height / 2])
     return decoded
 
 

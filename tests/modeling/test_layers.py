@@ -2,37 +2,22 @@ from __future__ import annotations
 
 import pytest
 import torch
-from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
 
+from tests.modeling.images import NORMS
 from yolof_d2.errors import ConfigError
-from yolof_d2.modeling.layers import (
-    build_activation,
-    build_norm,
-    conv_norm_act,
-    init_conv_normal,
-)
+from yolof_d2.modeling.layers import build_activation, build_norm, conv_norm_act, init_conv_normal
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        ("BN", nn.BatchNorm2d),
-        ("SyncBN", nn.SyncBatchNorm),
-        ("FrozenBN", FrozenBatchNorm2d),
-        ("GN", nn.GroupNorm),
-        ("", nn.Identity),
-    ],
-)
+@pytest.mark.parametrize(("name", "kind"), [*NORMS.items(), ("", nn.Identity)])
 def test_norms_are_built_by_name(name, kind):
     assert type(build_norm(name, 64)) is kind
 
 
 @pytest.mark.parametrize(("name", "negative"), [("ReLU", 0.0), ("LeakyReLU", -0.2)])
 def test_activations_are_built_by_name(name, negative):
-    assert build_activation(name)(torch.tensor([-2.0, 3.0])).tolist() == pytest.approx(
-        [negative, 3.0]
-    )
+    activated = build_activation(name)(torch.tensor([-2.0, 3.0])).tolist()
+    assert activated == pytest.approx([negative, 3.0])
 
 
 @pytest.mark.parametrize(("kernel_size", "dilation"), [(1, 1), (3, 1), (3, 5)])

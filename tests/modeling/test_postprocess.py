@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.modeling.matcher.helpers import iou
 from yolof_d2.modeling.postprocess import select_detections
 
 OPTIONS = {"score_thresh": 0.05, "topk": 1000, "nms_thresh": 0.6, "max_detections": 100}
@@ -14,13 +15,6 @@ OPTIONS = {"score_thresh": 0.05, "topk": 1000, "nms_thresh": 0.6, "max_detection
 
 def select(logits: Tensor, boxes: Tensor, **options) -> Instances:
     return select_detections(logits, boxes, (60, 80), **{**OPTIONS, **options})
-
-
-def iou(a: list[float], b: list[float]) -> float:
-    width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
-    height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
-    union = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)) - width * height
-    return width * height / union
 
 
 def select_by_loop(logits, boxes, *, score_thresh, topk, nms_thresh, max_detections) -> list[tuple]:
@@ -50,24 +44,16 @@ def random_predictions(seed: int, num_boxes: int, num_classes: int) -> tuple[Ten
 
 @settings(deadline=None)
 @given(
-    st.integers(0, 2**32 - 1),
-    st.integers(1, 30),
-    st.integers(1, 4),
-    st.sampled_from([0.0, 0.05, 0.5]),
-    st.sampled_from([1, 5, 1000]),
-    st.sampled_from([0.3001, 0.6001]),  # no IoU of such boxes equals it: rounding cannot decide
-    st.sampled_from([1, 4, 100]),
+    seed=st.integers(0, 2**32 - 1),
+    num_boxes=st.integers(1, 30),
+    num_classes=st.integers(1, 4),
+    score_thresh=st.sampled_from([0.0, 0.05, 0.5]),
+    topk=st.sampled_from([1, 5, 1000]),
+    nms_thresh=st.sampled_from([0.3001, 0.6001]),  # no IoU equals it: rounding cannot decide
+    max_detections=st.sampled_from([1, 4, 100]),
 )
-def test_agrees_with_a_loop_in_python(
-    seed, num_boxes, num_classes, score_thresh, topk, nms_thresh, max_detections
-):
+def test_agrees_with_a_loop_in_python(seed, num_boxes, num_classes, **options):
     logits, boxes = random_predictions(seed, num_boxes, num_classes)
-    options = {
-        "score_thresh": score_thresh,
-        "topk": topk,
-        "nms_thresh": nms_thresh,
-        "max_detections": max_detections,
-    }
     found = select(logits, boxes, **options)
     expected = select_by_loop(logits, boxes, **options)
     fields = (found.scores, found.pred_classes, found.pred_boxes.tensor)

@@ -49,8 +49,7 @@ def test_anchors_unlike_the_published_ones_mean_that_nothing_is_said(cfg, caplog
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["yolof_R_50_DC5_1x", "yolof_CSP_D_53_DC5_3x", "yolof_R_50_C5_1x", "quick/synthetic"],
+    "name", ["yolof_R_50_DC5_1x", "yolof_CSP_D_53_DC5_3x", "yolof_R_50_C5_1x", "quick/synthetic"]
 )
 def test_the_configs_here_are_built_without_a_warning(name, caplog):
     cfg = build_cfg(f"configs/{name}.yaml", ["MODEL.DEVICE", "cpu"])

@@ -15,9 +15,8 @@ def make_backbone(cfg: CfgNode):
         cfg.MODEL.BACKBONE.NAME = name
         cfg.MODEL.BACKBONE.FREEZE_AT = 0
         cfg.MODEL.RESNETS.OUT_FEATURES = NEEDED.get(name, ["res3", "res4", "res5"])
-        cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4", "res5"]
-        cfg.MODEL.FPN.OUT_CHANNELS = 32
-        cfg.MODEL.FPN.update(keys)
+        fpn = {"IN_FEATURES": ["res3", "res4", "res5"], "OUT_CHANNELS": 32}
+        cfg.MODEL.FPN.update({**fpn, **keys})
         return build_backbone(cfg)
 
     return make

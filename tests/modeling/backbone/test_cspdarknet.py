@@ -9,7 +9,7 @@ from detectron2.modeling import build_backbone, build_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.modeling.images import make_image, train_step
+from tests.modeling.images import make_image, randomise, train_step
 from yolof_d2.errors import ConfigError
 from yolof_d2.modeling.backbone import CSPDarkNet
 
@@ -28,12 +28,7 @@ ALL = ["stem", "res1", "res2", "res3", "res4", "res5"]
 def make(stem_channels: int = 4, **options) -> CSPDarkNet:
     torch.manual_seed(0)
     model = CSPDarkNet(stem_channels=stem_channels, **options)
-    for layer in model.modules():
-        if isinstance(layer, nn.BatchNorm2d):  # far from the identity that they start as
-            for values in (layer.weight.data, layer.running_var):
-                values.uniform_(0.5, 1.5)
-            for values in (layer.bias.data, layer.running_mean):
-                values.normal_()
+    randomise(model)
     return model
 
 

@@ -32,8 +32,7 @@ def test_levels_have_the_promised_shapes_and_gradients_reach_every_weight(
     for level, feature in levels.items():
         stride = 2 ** int(level[1])
         assert (shapes[level].channels, shapes[level].stride) == (32, stride)
-        cells = (2, 32, -(-64 // stride), -(-160 // stride))
-        assert feature.shape == cells
+        assert feature.shape == (2, 32, -(-64 // stride), -(-160 // stride))
     sum(feature.square().sum() for feature in levels.values()).backward()
     for parameter_name, parameter in backbone.named_parameters():
         assert parameter.grad is not None, parameter_name
@@ -79,9 +78,8 @@ def test_single_in_sees_c5_alone_and_multiple_in_all_three(make_backbone, name, 
 def test_a_retinanet_on_it_trains_and_detects_at_any_image_size(cfg, make_backbone, name, size):
     make_backbone(name)  # for its keys
     cfg.MODEL.META_ARCHITECTURE = "RetinaNet"
-    cfg.MODEL.RETINANET.IN_FEATURES = levels = ARRANGEMENTS[name]
-    cfg.MODEL.RETINANET.NUM_CONVS = 1
-    cfg.MODEL.RETINANET.NUM_CLASSES = 3
+    levels = ARRANGEMENTS[name]
+    cfg.MODEL.RETINANET.update(IN_FEATURES=levels, NUM_CONVS=1, NUM_CLASSES=3)
     sizes = [[32], [64], [128], [256], [512]]
     cfg.MODEL.ANCHOR_GENERATOR.SIZES = sizes if len(levels) > 1 else [[32, 64, 128, 256, 512]]
     torch.manual_seed(0)

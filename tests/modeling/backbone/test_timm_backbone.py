@@ -9,7 +9,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone, build_model
 from torch import Tensor, nn
 
-from tests.modeling.images import make_image, train_step
+from tests.modeling.images import make_image, randomise, train_step
 from yolof_d2.errors import ConfigError
 from yolof_d2.modeling.backbone import TimmBackbone
 
@@ -39,12 +39,8 @@ LAST = {name: list(layers)[-1] for name, layers in MODELS.items()}
 def make(name: str, *, randomize_norms: bool = False, **options) -> TimmBackbone:
     torch.manual_seed(0)
     model = TimmBackbone(name, **{"out_features": [LAST.get(name, "res5")], **options})
-    for layer in model.modules():
-        if randomize_norms and isinstance(layer, nn.BatchNorm2d):
-            for values in (layer.weight.data, layer.running_var):
-                values.uniform_(0.5, 1.5)
-            for values in (layer.bias.data, layer.running_mean):
-                values.normal_(std=0.1)
+    if randomize_norms:
+        randomise(model)
     return model
 
 
@@ -94,10 +90,7 @@ def test_shapes_are_the_promised_ones_at_any_size(name, size):
 
 @pytest.mark.parametrize(
     ("name", "out_features"),
-    [
-        *((name, [feature]) for name, feature in FEATURES),
-        ("test_resnet", ["res4", "res2"]),
-    ],
+    [*((name, [feature]) for name, feature in FEATURES), ("test_resnet", ["res4", "res2"])],
 )
 def test_what_comes_after_the_last_feature_is_not_built(name, out_features):
     model = make(name, out_features=out_features)
@@ -205,11 +198,7 @@ def test_without_timm_the_message_says_how_to_install_it(monkeypatch):
         ("hf-hub:timm/resnet18", {}, "TIMM.NAME is 'hf-hub:timm/resnet18', .*did you mean"),
         ("resnet18.best", {}, "TIMM.NAME 'resnet18.best' cannot be built: .*tag"),
         ("test_maxvit", {}, "TIMM.NAME 'test_maxvit' cannot be used: .* one size only"),
-        (
-            "inception_v4",
-            {},
-            "TIMM.OUT_FEATURES is .* features of 'inception_v4', .* none of use here",
-        ),
+        ("inception_v4", {}, "TIMM.OUT_FEATURES is .* of 'inception_v4', .* none of use here"),
         (
             "test_convnext",
             {"out_features": ["res1", "res5"]},

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
+from detectron2.layers import ShapeSpec
 from torch import nn
 
+from tests.modeling.images import NORMS
 from yolof_d2.errors import ConfigError
 from yolof_d2.modeling import DECODER_REGISTRY, Decoder, build_decoder
 
@@ -21,12 +22,6 @@ VALUES = {
     "NORM": "GN",
     "ACTIVATION": "LeakyReLU",
     "PRIOR_PROB": 0.1,
-}
-NORMS = {
-    "BN": nn.BatchNorm2d,
-    "SyncBN": nn.SyncBatchNorm,
-    "GN": nn.GroupNorm,
-    "FrozenBN": FrozenBatchNorm2d,
 }
 
 every_decoder = pytest.mark.parametrize("name", sorted(NODES))

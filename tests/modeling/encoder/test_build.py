@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
+from detectron2.layers import ShapeSpec
 from torch import nn
 
+from tests.modeling.images import NORMS
 from yolof_d2.errors import ConfigError
 from yolof_d2.modeling import ENCODER_REGISTRY, Encoder, build_encoder
 
@@ -40,12 +41,6 @@ NODES = {
             "DROPOUT": 0.25,
         },
     ),
-}
-NORMS = {
-    "BN": nn.BatchNorm2d,
-    "SyncBN": nn.SyncBatchNorm,
-    "GN": nn.GroupNorm,
-    "FrozenBN": FrozenBatchNorm2d,
 }
 # Layers with a norm, at the dilations above.
 NUM_NORMS = {"ASPPEncoder": 5, "DilatedEncoder": 8, "ProjectorEncoder": 2}

@@ -103,9 +103,6 @@ def test_parameters_have_the_names_of_the_public_checkpoints_whatever_the_norm(n
     [
         ({"dilations": [2, 0]}, r"DILATIONS must be 1 or more each, got \[2, 0\]"),
         ({"mid_channels": 0}, "ENCODER.DILATED.MID_CHANNELS must be 1 or more, got 0"),
-        ({"norm": "BatchNorm"}, "unknown NORM 'BatchNorm'; expected one of 'BN'"),
-        ({"norm": "GN"}, "NORM 'GN' cannot take 4 channels"),
-        ({"activation": "relu"}, "unknown ACTIVATION 'relu'; expected one of ReLU, LeakyReLU"),
     ],
 )
 def test_impossible_settings_are_refused(options, message):
@@ -121,7 +118,6 @@ def test_a_dilation_as_wide_as_the_map_is_refused(cfg, encoder, fixed_size, cell
     node.DILATIONS = [2, cells - 1]
     encoder(cfg, INPUT)
     node.DILATIONS = [2, cells]
-    with pytest.raises(
-        ConfigError, match=rf"DILATIONS is \[2, {cells}\].*stride 32.*has {cells} cells"
-    ):
+    message = rf"DILATIONS is \[2, {cells}\].*stride 32.*has {cells} cells"
+    with pytest.raises(ConfigError, match=message):
         encoder(cfg, INPUT)

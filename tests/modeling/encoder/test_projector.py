@@ -1,21 +1,19 @@
 from __future__ import annotations
 
-import pytest
 import torch
 from detectron2.layers import ShapeSpec
 from fvcore.nn.weight_init import c2_xavier_fill
 from torch import nn
 from torch.nn import functional as F
 
-from yolof_d2.errors import ConfigError
 from yolof_d2.modeling.encoder import DilatedEncoder, ProjectorEncoder
 
 INPUT = ShapeSpec(channels=6, stride=32)
 
 
-def make_encoder(**options) -> ProjectorEncoder:
+def make_encoder() -> ProjectorEncoder:
     torch.manual_seed(0)
-    return ProjectorEncoder(INPUT, num_channels=8, **options)
+    return ProjectorEncoder(INPUT, num_channels=8)
 
 
 def test_it_is_two_convolutions_each_normalised_and_without_activation():
@@ -49,15 +47,3 @@ def test_weights_start_as_in_a_feature_pyramid():
         c2_xavier_fill(conv)
         assert torch.equal(ours.weight, conv.weight)
         assert not ours.bias.any()
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"norm": "BatchNorm"}, "unknown NORM 'BatchNorm'; expected one of 'BN'"),
-        ({"norm": "GN"}, "NORM 'GN' cannot take 8 channels"),
-    ],
-)
-def test_impossible_settings_are_refused(options, message):
-    with pytest.raises(ConfigError, match=message):
-        make_encoder(**options)

@@ -124,19 +124,6 @@ def test_agrees_with_a_loop_in_float64_and_has_finite_gradients(batch, alpha, ga
     assert batch.logits.grad.isfinite().all() and batch.boxes.grad.isfinite().all()
 
 
-def match_uniformly(logits: Tensor, boxes: Tensor, num_gt: list[int]) -> Batch:
-    """The batch as the model makes it; each image has its first anchors for ground truth."""
-    anchors = torch.tensor([[8.0 * i, 0.0, 8.0 * i + 16, 16.0] for i in range(boxes.shape[1])])
-    instances = [
-        Instances((64, 64), gt_boxes=Boxes(anchors[:num]), gt_classes=torch.arange(num))
-        for num in num_gt
-    ]
-    ground_truth = GroundTruth.from_instances(instances, logits.device)
-    matcher = UniformMatcher(num_classes=NUM_CLASSES, topk=1)
-    match = matcher(anchors.to(boxes.device), logits, boxes, ground_truth)
-    return Batch(anchors.to(boxes.device), logits, boxes, match, ground_truth)
-
-
 def test_each_loss_has_its_weight():
     predicted = torch.tensor([[[0.0, 0.0, 10.0, 8.0], [5.0, 5.0, 20.0, 20.0]]])
     truth = torch.tensor([[[0.0, 0.0, 10.0, 10.0]]])
@@ -186,11 +173,17 @@ def run_rank(rank: int, folder: str) -> None:
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
     )
+    anchors = torch.tensor([[8.0 * i, 0.0, 8.0 * i + 16, 16.0] for i in range(4)])
+    matcher = UniformMatcher(num_classes=NUM_CLASSES, topk=1)
     results = []
     for num_gt in NUM_GT_OF_RANKS:
+        num = num_gt[rank]  # the first anchors are the ground truth
+        truth = Instances((64, 64), gt_boxes=Boxes(anchors[:num]), gt_classes=torch.arange(num))
+        ground_truth = GroundTruth.from_instances([truth], anchors.device)
         logits = torch.zeros(1, 4, NUM_CLASSES, requires_grad=True)
         boxes = torch.tensor([0.0, 0.0, 9.0, 9.0]).repeat(1, 4, 1)
-        batch = match_uniformly(logits, boxes, [num_gt[rank]])
+        match = matcher(anchors, logits, boxes, ground_truth)
+        batch = Batch(anchors, logits, boxes, match, ground_truth)
         losses = FocalBoxLoss()(*batch)
         sum(losses.values()).backward()
         labels = batch.match.labels

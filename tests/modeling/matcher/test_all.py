@@ -28,12 +28,7 @@ from .helpers import grid_anchors, pad, random_image, run
 SETTINGS = {
     UniformMatcher: (
         "UNIFORM",
-        {
-            "TOPK": 5,
-            "CANDIDATES": ["anchors"],
-            "POS_IGNORE_IOU": 0.25,
-            "NEG_IGNORE_IOU": 0.5,
-        },
+        {"TOPK": 5, "CANDIDATES": ["anchors"], "POS_IGNORE_IOU": 0.25, "NEG_IGNORE_IOU": 0.5},
     ),
     MaxIoUMatcher: ("MAX_IOU", {"NEG_IOU": 0.2, "POS_IOU": 0.7, "ALLOW_LOW_QUALITY": False}),
     TopKIoUMatcher: ("TOPK_IOU", {"TOPK": 5, "POS_IGNORE_IOU": 0.25, "NEG_IGNORE_IOU": 0.5}),

@@ -12,30 +12,22 @@ from yolof_d2.errors import ConfigError
 from yolof_d2.modeling.matcher import MaxIoUMatcher
 from yolof_d2.modeling.matcher.build import IGNORED
 
-from .helpers import (
-    NUM_CLASSES,
-    Image,
-    assert_owners,
-    boxes,
-    grid_anchors,
-    image_lists,
-    random_image,
-    run,
-)
+from . import helpers
 
 
 def make_matcher(**options) -> MaxIoUMatcher:
-    return MaxIoUMatcher(num_classes=NUM_CLASSES, **options)
+    return MaxIoUMatcher(num_classes=helpers.NUM_CLASSES, **options)
 
 
 @st.composite
-def batches(draw) -> tuple[Tensor, list[Image], dict]:
+def batches(draw) -> tuple[Tensor, list[helpers.Image], dict]:
     num_anchors = draw(st.integers(1, 10))
     neg_iou, pos_iou = sorted(
         draw(st.lists(st.sampled_from([0.1, 0.25, 0.4, 0.5, 1.0]), min_size=2, max_size=2))
     )
     options = {"neg_iou": neg_iou, "pos_iou": pos_iou, "allow_low_quality": draw(st.booleans())}
-    return draw(boxes(num_anchors, smallest=1)), draw(image_lists(num_anchors)), options
+    anchors = draw(helpers.boxes(num_anchors, smallest=1))
+    return anchors, draw(helpers.image_lists(num_anchors)), options
 
 
 @settings(deadline=None, max_examples=100)
@@ -51,30 +43,34 @@ def test_agrees_with_the_matcher_of_detectron2(batch):
             overlaps[n] = overlaps[n][keep]
             classes = image.gt_classes[keep]
             images[n] = image._replace(gt_boxes=image.gt_boxes[keep], gt_classes=classes)
-    match = run(anchors, images, make_matcher(**options))
+    match = helpers.run(anchors, images, make_matcher(**options))
     for n, image in enumerate(images):
         gt_idx, labels = (values.tolist() for values in theirs(overlaps[n]))
         owners = [gt if label == 1 else None for gt, label in zip(gt_idx, labels, strict=True)]
         ignored = tuple(r for r, label in enumerate(labels) if label == -1)
-        assert_owners(image, owners, match, n, ignored)
+        helpers.assert_owners(image, owners, match, n, ignored)
 
 
 def test_a_box_that_no_anchor_touches_makes_none_positive():
-    anchors = grid_anchors(2, 2)
+    anchors = helpers.grid_anchors(2, 2)
     gt_boxes = torch.tensor([[500.0, 500.0, 510.0, 510.0]])
-    image = random_image(12, 1)._replace(gt_boxes=gt_boxes)
-    match = run(anchors, [image], make_matcher())
-    assert (match.labels == NUM_CLASSES).all() and not match.pair_mask.any()
+    image = helpers.random_image(12, 1)._replace(gt_boxes=gt_boxes)
+    match = helpers.run(anchors, [image], make_matcher())
+    assert (match.labels == helpers.NUM_CLASSES).all() and not match.pair_mask.any()
 
 
 def test_a_low_quality_anchor_belongs_to_the_box_that_it_overlaps_most_itself():
     # The anchor is the best of both boxes, at IoU 1/10 and 4/10.
     anchors = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
     gt_boxes = torch.tensor([[0.0, 0.0, 10.0, 1.0], [0.0, 0.0, 10.0, 4.0]])
-    image = Image(anchors.clone(), gt_boxes, torch.tensor([1, 2]), torch.zeros(1, NUM_CLASSES))
-    match = run(anchors, [image], make_matcher(neg_iou=0.4, pos_iou=0.5))
+    image = helpers.Image(
+        anchors.clone(), gt_boxes, torch.tensor([1, 2]), torch.zeros(1, helpers.NUM_CLASSES)
+    )
+    match = helpers.run(anchors, [image], make_matcher(neg_iou=0.4, pos_iou=0.5))
     assert (match.labels.tolist(), match.pair_gt_idx.tolist()) == ([[2]], [[1]])
-    match = run(anchors, [image], make_matcher(neg_iou=0.4, pos_iou=0.5, allow_low_quality=False))
+    match = helpers.run(
+        anchors, [image], make_matcher(neg_iou=0.4, pos_iou=0.5, allow_low_quality=False)
+    )
     assert match.labels.tolist() == [[IGNORED]]
 
 

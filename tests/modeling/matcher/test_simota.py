@@ -13,25 +13,13 @@ from torch import Tensor
 from yolof_d2.errors import ConfigError
 from yolof_d2.modeling.matcher import SimOTAMatcher
 
-from .helpers import (
-    NUM_CLASSES,
-    Image,
-    assert_owners,
-    center,
-    grid_anchors,
-    grids,
-    image_lists,
-    iou,
-    is_inside,
-    random_image,
-    run,
-)
+from . import helpers
 
 STRIDE = 4
 
 
 def make_matcher(stride: int = STRIDE, **options) -> SimOTAMatcher:
-    return SimOTAMatcher(num_classes=NUM_CLASSES, stride=stride, **options)
+    return SimOTAMatcher(num_classes=helpers.NUM_CLASSES, stride=stride, **options)
 
 
 def cross_entropy(logits: Sequence[float], positive: int) -> float:
@@ -60,7 +48,7 @@ def is_clear_cut(chosen: list[Entry], rest: list[Entry]) -> bool:
 
 def assign_by_loop(
     anchors: Tensor,
-    image: Image,
+    image: helpers.Image,
     stride: int = STRIDE,
     *,
     center_radius: float = 2.5,
@@ -73,13 +61,15 @@ def assign_by_loop(
     wanting: list[list[Entry]] = [[] for _ in anchor_list]
     is_clear = True
     for m, gt in enumerate(image.gt_boxes.tolist()):
-        class_id, (x, y) = int(image.gt_classes[m]), center(gt)
+        class_id, (x, y) = int(image.gt_classes[m]), helpers.center(gt)
         square = [x - reach, y - reach, x + reach, y + reach]
         costs, overlaps = [], []
         for r, anchor in enumerate(anchor_list):
-            in_box, in_square = (is_inside(center(anchor), region) for region in (gt, square))
+            in_box, in_square = (
+                helpers.is_inside(helpers.center(anchor), region) for region in (gt, square)
+            )
             if in_box or in_square:
-                overlap, outside = iou(preds[r], gt), not (in_box and in_square)
+                overlap, outside = helpers.iou(preds[r], gt), not (in_box and in_square)
                 cost = cls_weight * cross_entropy(logits[r], class_id)
                 cost += iou_weight * -math.log(max(overlap, 1e-8)) + 1e5 * outside
                 costs.append(Entry(cost, r, (logits[r], class_id, overlap, outside)))
@@ -99,15 +89,15 @@ def assign_by_loop(
 
 
 @st.composite
-def batches(draw) -> tuple[Tensor, list[Image], dict]:
-    anchors, _ = draw(grids(STRIDE))
+def batches(draw) -> tuple[Tensor, list[helpers.Image], dict]:
+    anchors, _ = draw(helpers.grids(STRIDE))
     options = {
         "center_radius": draw(st.sampled_from([0.0, 0.3, 1.0, 2.5])),
         "candidate_topk": draw(st.sampled_from([1, 3, 10, 100])),
         "cls_weight": draw(st.sampled_from([0.0, 1.0, 5.0])),
         "iou_weight": draw(st.sampled_from([0.0, 0.5, 3.0])),
     }
-    images = draw(image_lists(len(anchors), max_gt=3))
+    images = draw(helpers.image_lists(len(anchors), max_gt=3))
     if draw(st.booleans()):  # good predictions, so that k grows
         moved = draw(st.integers(0, 1))
         images = [
@@ -122,17 +112,17 @@ def batches(draw) -> tuple[Tensor, list[Image], dict]:
 @given(batches())
 def test_agrees_with_a_loop_in_float64(batch):
     anchors, images, options = batch
-    match = run(anchors, images, make_matcher(**options))
+    match = helpers.run(anchors, images, make_matcher(**options))
     for n, image in enumerate(images):
         expected = assign_by_loop(anchors, image, **options)
         assume(expected.is_clear)
-        assert_owners(image, expected.owners, match, n)
+        helpers.assert_owners(image, expected.owners, match, n)
 
 
-def near_gts(anchors: Tensor, num_gt: int, seed: int) -> Image:
+def near_gts(anchors: Tensor, num_gt: int, seed: int) -> helpers.Image:
     """Boxes with predictions that overlap them, so that there are many positives."""
     generator = torch.Generator().manual_seed(seed)
-    image = random_image(len(anchors), num_gt, seed)
+    image = helpers.random_image(len(anchors), num_gt, seed)
     noise = torch.rand(len(anchors), 4, generator=generator) * 16
     nearest = torch.cdist(
         (anchors[:, :2] + anchors[:, 2:]) / 2, (image.gt_boxes[:, :2] + image.gt_boxes[:, 2:]) / 2
@@ -144,22 +134,22 @@ def near_gts(anchors: Tensor, num_gt: int, seed: int) -> Image:
 @pytest.mark.parametrize("weights", [(1.0, 3.0), (5.0, 0.5)])
 def test_agrees_with_the_loop_on_a_larger_map(seed, weights):
     options = dict(zip(("cls_weight", "iou_weight"), weights, strict=True))
-    anchors = grid_anchors(5, 6)
+    anchors = helpers.grid_anchors(5, 6)
     image = near_gts(anchors, 12, seed)
-    match = run(anchors, [image], make_matcher(stride=32, **options))
+    match = helpers.run(anchors, [image], make_matcher(stride=32, **options))
     expected = assign_by_loop(anchors, image, stride=32, **options)
     assert expected.is_clear and max(expected.owners.count(m) for m in range(12)) >= 4
-    assert_owners(image, expected.owners, match, 0)
+    helpers.assert_owners(image, expected.owners, match, 0)
 
 
-def image_of(*gt_boxes: list[float], pred_boxes: Tensor) -> Image:
-    classes = torch.arange(len(gt_boxes)) % NUM_CLASSES
-    logits = torch.zeros(len(pred_boxes), NUM_CLASSES)
-    return Image(pred_boxes, torch.tensor(gt_boxes), classes, logits)
+def image_of(*gt_boxes: list[float], pred_boxes: Tensor) -> helpers.Image:
+    classes = torch.arange(len(gt_boxes)) % helpers.NUM_CLASSES
+    logits = torch.zeros(len(pred_boxes), helpers.NUM_CLASSES)
+    return helpers.Image(pred_boxes, torch.tensor(gt_boxes), classes, logits)
 
 
 def test_the_number_of_positives_follows_the_predictions_and_ties_go_to_the_first():
-    anchors = grid_anchors(1, 5, sizes=(4,), stride=4)
+    anchors = helpers.grid_anchors(1, 5, sizes=(4,), stride=4)
     gt_box = [-2.0, -2.0, 18.0, 2.0]  # around all five centres
     exact, half = torch.tensor(gt_box), torch.tensor([-2.0, -2.0, 8.0, 2.0])
     for pred_box, topk, num_positive in (
@@ -170,14 +160,14 @@ def test_the_number_of_positives_follows_the_predictions_and_ties_go_to_the_firs
         (half + 50, 10, 1),
     ):
         image = image_of(gt_box, pred_boxes=pred_box.repeat(5, 1))
-        match = run(anchors, [image], make_matcher(candidate_topk=topk))
+        match = helpers.run(anchors, [image], make_matcher(candidate_topk=topk))
         owners = [0] * num_positive + [None] * (5 - num_positive)
-        assert_owners(image, owners, match, 0)
+        helpers.assert_owners(image, owners, match, 0)
 
 
 def test_a_centre_in_box_and_square_goes_before_any_other_whatever_its_cost():
     # Centres 0 to 12 of a box around 1..13, whose square is 5..9: only 8 lies in both.
-    anchors = grid_anchors(1, 4, sizes=(4,), stride=4)
+    anchors = helpers.grid_anchors(1, 4, sizes=(4,), stride=4)
     gt_box = [1.0, -2.0, 13.0, 2.0]
     pred_boxes = torch.tensor(gt_box).repeat(4, 1)
     pred_boxes[2] += 500
@@ -185,36 +175,36 @@ def test_a_centre_in_box_and_square_goes_before_any_other_whatever_its_cost():
     logits = image.pred_logits.clone()
     logits[2, 0] = -1000
     image = image._replace(pred_logits=logits)
-    match = run(anchors, [image], make_matcher(center_radius=0.5, candidate_topk=1))
-    assert_owners(image, [None, None, 0, None], match, 0)
+    match = helpers.run(anchors, [image], make_matcher(center_radius=0.5, candidate_topk=1))
+    helpers.assert_owners(image, [None, None, 0, None], match, 0)
 
 
 def test_outside_the_square_small_differences_of_cost_still_decide():
     # In float32, 100000 + 0.001 is 100000.
-    anchors = grid_anchors(1, 4, sizes=(4,), stride=4)
+    anchors = helpers.grid_anchors(1, 4, sizes=(4,), stride=4)
     image = image_of([3.0, -2.0, 3.5, 2.0], pred_boxes=torch.zeros(4, 4))
     logits = image.pred_logits.clone()
     logits[:, 0] = torch.tensor([0.0, 0.001, 0.002, 0.0])
     image = image._replace(pred_logits=logits)
-    match = run(anchors, [image], make_matcher())
-    assert_owners(image, [None, None, 0, None], match, 0)
+    match = helpers.run(anchors, [image], make_matcher())
+    helpers.assert_owners(image, [None, None, 0, None], match, 0)
 
 
 def test_a_prediction_that_is_not_finite_is_the_last_choice_and_does_not_add_to_k():
-    anchors = grid_anchors(1, 3, sizes=(4,), stride=4)
+    anchors = helpers.grid_anchors(1, 3, sizes=(4,), stride=4)
     gt_box = [-2.0, -2.0, 10.0, 2.0]
     image = image_of(gt_box, pred_boxes=torch.tensor(gt_box).repeat(3, 1))
     logits, pred_boxes = image.pred_logits.clone(), image.pred_boxes.clone()
     logits[0] = math.nan
     pred_boxes[1] = math.nan
     image = image._replace(pred_boxes=pred_boxes, pred_logits=logits)
-    match = run(anchors, [image], make_matcher(candidate_topk=1))
-    assert_owners(image, [None, None, 0], match, 0)
+    match = helpers.run(anchors, [image], make_matcher(candidate_topk=1))
+    helpers.assert_owners(image, [None, None, 0], match, 0)
     # Two perfect overlaps, those of the first and the last: the one that is NaN counts as none.
-    match = run(anchors, [image], make_matcher())
+    match = helpers.run(anchors, [image], make_matcher())
     assert match.pair_mask.sum() == 2
     # When nothing else is left, it is taken all the same.
-    match = run(anchors, [image._replace(pred_logits=logits + math.nan)], make_matcher())
+    match = helpers.run(anchors, [image._replace(pred_logits=logits + math.nan)], make_matcher())
     assert match.pair_mask.sum() == 2
 
 

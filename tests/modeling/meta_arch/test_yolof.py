@@ -140,13 +140,9 @@ dump = cfg.dump()
 cfg.MODEL.DEVICE = "cpu"
 cfg.MODEL.META_ARCHITECTURE = "RetinaNet"
 cfg.MODEL.BACKBONE.NAME = "build_retinanet_resnet_fpn_backbone"
-cfg.MODEL.RESNETS.OUT_FEATURES = ["res3", "res4", "res5"]
-cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4", "res5"]
-cfg.MODEL.FPN.OUT_CHANNELS = 16
-cfg.MODEL.RESNETS.NORM = "BN"
-cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = 4
-cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 8
-cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 4
+cfg.MODEL.FPN.update(IN_FEATURES=["res3", "res4", "res5"], OUT_CHANNELS=16)
+cfg.MODEL.RESNETS.update(OUT_FEATURES=["res3", "res4", "res5"], NORM="BN")
+cfg.MODEL.RESNETS.update(STEM_OUT_CHANNELS=4, RES2_OUT_CHANNELS=8, WIDTH_PER_GROUP=4)
 cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[x, x * 1.26, x * 1.59] for x in (32, 64, 128, 256, 512)]
 torch.manual_seed(0)
 model = build_model(cfg)
