@@ -62,7 +62,8 @@ def test_a_request_stops_at_the_next_boundary_and_the_run_goes_on_from_there(mak
     call_at(trainer, 2, lambda: trainer.request_stop("SIGUSR2"))
     with pytest.raises(TrainingStopped, match="SIGUSR2"):
         trainer.train()
-    assert trainer.iter == 2
+    saved = torch.load(f"{trainer.cfg.OUTPUT_DIR}/model_0000002.pth", weights_only=False)
+    assert trainer.iter == saved["iteration"] == 2
     assert trainer._last_eval_results == {"bbox": {"AP": 7.0}}  # due at the same iteration
     resumed = resume(make_cfg())
     assert resumed.start_iter == 3
