@@ -62,7 +62,8 @@ def test_a_request_stops_at_the_next_boundary_and_the_run_goes_on_from_there(mak
     call_at(trainer, 2, lambda: trainer.request_stop("SIGUSR2"))
     with pytest.raises(TrainingStopped, match="SIGUSR2"):
         trainer.train()
-    assert trainer.iter == 2
+    saved = torch.load(f"{trainer.cfg.OUTPUT_DIR}/model_0000002.pth", weights_only=False)
+    assert trainer.iter == saved["iteration"] == 2
     assert trainer._last_eval_results == {"bbox": {"AP": 7.0}}  # due at the same iteration
     resumed = resume(make_cfg())
     assert resumed.start_iter == 3
@@ -174,12 +175,6 @@ def test_a_run_in_any_precision_stays_finite_and_leaves_its_record(make_cfg, tmp
     assert summary["median_seconds_per_iteration"] > 0 and summary["training_minutes"] > 0
     assert summary["peak_memory_mib"]["process"] > 100
     assert {"commit", "command", "versions", "hardware"} <= summary.keys()
-
-
-@pytest.mark.parametrize("iterations", [1, 2])
-def test_a_run_too_short_to_be_timed_still_ends_with_a_summary(make_cfg, tmp_path, iterations):
-    make_trainer(make_cfg("SOLVER.MAX_ITER", iterations)).train()
-    assert json.loads((tmp_path / "summary.json").read_text())["iterations"] == iterations
 
 
 def test_a_resumed_run_goes_on_where_the_checkpoint_was_taken(make_cfg, tmp_path):

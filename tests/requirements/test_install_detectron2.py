@@ -46,16 +46,12 @@ MEMBERS = {
 }
 
 
-def load_script() -> ModuleType:
+@pytest.fixture
+def script() -> ModuleType:
     spec = importlib.util.spec_from_file_location("install_detectron2", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-@pytest.fixture
-def script() -> ModuleType:
-    return load_script()
 
 
 def write_wheel(folder: Path, members: dict[str, bytes]) -> Path:

@@ -10,6 +10,7 @@ from submitit.core.utils import UncompletedJobError
 from experiments.errors import ExperimentError
 from experiments.jobs import attempt as attempts
 from experiments.jobs.attempt import Attempt, ReportProgress
+from experiments.jobs.rank import SUPERSEDED, run_rank
 from experiments.store.ledger import Ledger
 from experiments.store.records import Progress, Submission
 from tests.experiments.records import read_json, write_json
@@ -63,7 +64,7 @@ def test_a_run_that_was_given_away_or_that_nobody_claims_is_left_alone(ledger):
     attempt = start(ledger, (0, 9))
     before = written(ledger)
     ledger.claim("another", ["r"])
-    assert not attempt.begin()
+    assert not attempt.begin() and run_rank(str(ledger.root), "r", "t") == SUPERSEDED
     (ledger.run_folder("r") / "submission.json").unlink()
     assert not attempt.begin()
     assert written(ledger) == before

@@ -2,9 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.experiments.tiny import (
-    experiments,
-)
+from tests.experiments.tiny import experiments
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from pathlib import Path
@@ -156,16 +155,19 @@ def test_a_damaged_submission_makes_its_runs_unreadable_and_no_others(ledger, mo
         ({}, State.FAILED),
         ({"state": "running"}, State.FAILED),
         ({"state": "failed", "kind": "out of memory"}, State.OUT_OF_MEMORY),
+        ({"state": "failed", "kind": "timed out"}, State.TIMED_OUT),
         ({"state": "stopped", "reason": "SIGTERM"}, State.INTERRUPTED),
         ({"state": "finished"}, State.FINISHED),
     ],
 )
-def test_a_local_run_whose_process_is_gone(ledger, monkeypatch, content, state):
+@pytest.mark.parametrize("executor", ["local", "slurm"])
+def test_a_run_whose_process_is_gone_or_job_failed(ledger, monkeypatch, content, state, executor):
     monkeypatch.setattr(processes.socket, "gethostname", lambda: "vm")
-    submitted(ledger, executor="local", job_id="1", process_start="0")
+    submitted(ledger, executor=executor, job_id="1", process_start="0")
     if content:
         wrote(ledger, **content)
-    assert see(ledger, monkeypatch).state is state
+    monkeypatch.setattr(slurm, "find_jobs", lambda *_: {"1_0": job(State.FAILED)})
+    assert observe(ledger, [RUN])[0][RUN].state is state
 
 
 def test_a_local_run_whose_process_lives_and_one_whose_number_was_given_away(ledger, monkeypatch):
@@ -175,6 +177,9 @@ def test_a_local_run_whose_process_lives_and_one_whose_number_was_given_away(led
     assert see(ledger, monkeypatch).state is State.RUNNING
     submitted(ledger, executor="local", job_id=pid, process_start="12345")
     assert see(ledger, monkeypatch).state is State.FAILED
+    submitted(ledger, executor="local", job_id=None)  # the process has noted itself
+    wrote(ledger, state="running", job_id=pid, process_start=process_start(pid))
+    assert see(ledger, monkeypatch).state is State.RUNNING
 
 
 SACCT = """\
@@ -183,6 +188,7 @@ cat <<END
 7_1|CANCELLED by 1000|None|n2|0:15|yolof.s.t1
 7_[2-3,5%4]|PENDING|Priority|None assigned|0:0|yolof.s.t1
 7_6|FAILED|NonZeroExitCode|n1|1:0|yolof.s.t1
+7_7|TELEPORTING|None|n1|0:0|yolof.s.t1
 END
 """
 
@@ -195,6 +201,7 @@ def test_the_queue_is_newer_than_the_accounting(fake_slurm):
     assert (jobs["7_1"].state, jobs["7_1"].reason) == (State.CANCELLED, "signal 15")
     assert {key for key in jobs if jobs[key].state is State.QUEUED} == {"7_0", "7_2", "7_3", "7_5"}
     assert jobs["7_6"].reason == "NonZeroExitCode"
+    assert jobs["7_7"].state is State.RUNNING  # a state of a newer SLURM
     assert "9" not in jobs
 
 
@@ -210,21 +217,10 @@ def test_accounting_is_asked_in_local_time(fake_slurm, tmp_path, monkeypatch):
     assert "-S 2026-01-15T07:00:00" in (tmp_path / "asked").read_text()
 
 
-def test_a_state_of_a_newer_slurm_counts_as_running(fake_slurm):
-    fake_slurm(squeue="echo '7|TELEPORTING|None|n1|x'")
-    assert find_jobs(["7"])["7"].state is State.RUNNING
-
-
 def test_no_slurm_here_is_one_clear_line(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ExperimentError, match=r"no SLURM \(no sbatch.*--cluster local"):
         find_jobs(["7"])
-
-
-def test_records_are_plain_json(ledger):
-    submitted(ledger)
-    record = json.loads((ledger.submission_folder("t1") / "submission.json").read_text())
-    assert record["format"] == 1 and record["job_id"] == "7"
 
 
 def test_each_run_of_an_array_is_judged_by_its_own_task(ledger, monkeypatch):
@@ -232,20 +228,6 @@ def test_each_run_of_an_array_is_judged_by_its_own_task(ledger, monkeypatch):
     ledger.claim("t1", ["other", RUN])
     seen = see(ledger, monkeypatch, _0=job(State.RUNNING), _1=job(State.QUEUED))
     assert (seen.state, seen.job_id) == (State.QUEUED, "7_1")
-
-
-@pytest.mark.parametrize(
-    ("content", "state"),
-    [
-        ({"state": "failed", "kind": "out of memory"}, State.OUT_OF_MEMORY),
-        ({"state": "stopped", "reason": "SIGTERM"}, State.INTERRUPTED),
-        ({"state": "running"}, State.FAILED),
-    ],
-)
-def test_of_a_job_that_failed_the_run_knows_more(ledger, monkeypatch, content, state):
-    submitted(ledger)
-    wrote(ledger, **content)
-    assert see(ledger, monkeypatch, _0=job(State.FAILED)).state is state
 
 
 @pytest.mark.parametrize(
@@ -268,11 +250,3 @@ def test_a_run_on_another_host_is_not_judged_by_the_processes_here(
     seen = see(ledger, monkeypatch)
     assert seen.state is state
     assert state is not State.RUNNING or "on elsewhere, which cannot be asked" in seen.reason
-
-
-def test_a_process_that_its_submit_did_not_note_has_noted_itself(ledger, monkeypatch):
-    monkeypatch.setattr(processes.socket, "gethostname", lambda: "vm")
-    pid = str(os.getpid())
-    submitted(ledger, executor="local", job_id=None)
-    wrote(ledger, state="running", job_id=pid, process_start=process_start(pid))
-    assert see(ledger, monkeypatch).state is State.RUNNING

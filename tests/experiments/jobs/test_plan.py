@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-from tests.experiments.tiny import (
-    experiments,
-)
+from tests.experiments.tiny import experiments
 
 
 def test_plan_shows_what_differs_and_the_arithmetic_and_changes_nothing(tiny, runs):

@@ -15,7 +15,6 @@ from tests.experiments.tiny import (
     SLOW,
     checkpoint_iteration,
     experiments,
-    make_tiny,
     rank_processes,
     run_folders,
     start,
@@ -118,30 +117,6 @@ def test_a_submit_killed_before_it_noted_its_process_doubles_nothing(tiny, runs)
     folder = run_folders(runs)["a"]
     wait_until(lambda: state(folder)["state"] == "finished")
     assert len(state(folder)["attempts"]) == 1
-
-
-def test_a_job_whose_run_was_given_away_does_nothing(tiny, runs):
-    from experiments.jobs.rank import SUPERSEDED, run_rank
-    from experiments.store.ledger import Ledger
-
-    experiments(runs, "submit", tiny.sweep(), "--cluster", tiny.cluster())
-    folder = run_folders(runs)["a"]
-    before = state(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SUBMITIT_DEBUG_JOB_ID", "1")
-        patch.setenv("SUBMITIT_FOLDER", str(runs))
-        assert run_rank(str(Ledger(runs).root), folder.name, "another token") == SUPERSEDED
-    assert state(folder) == before
-
-
-def test_changed_data_are_refused(tiny, runs, tmp_path):
-    own = make_tiny(tmp_path / "own")
-    sweep = own.sweep(overrides=own.trouble(CRASH_AT=3))
-    experiments(runs, "submit", sweep, "--cluster", own.cluster(), status=1)
-    annotations = own.folder / "data" / "annotations" / "instances_train.json"
-    annotations.write_text(annotations.read_text() + " ")
-    said = experiments(runs, "retry", sweep, "--cluster", own.cluster(), status=1)
-    assert "changed since this run started" in said
 
 
 def test_jobs_run_the_code_as_it_was_when_submitted(tiny, runs, tmp_path):

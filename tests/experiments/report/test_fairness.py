@@ -28,12 +28,6 @@ def knobs_of(*configs: dict, overrides: tuple[str, ...] = ()) -> tuple[dict, dic
     return different, some
 
 
-def test_equal_runs_mix_nothing(sweep):
-    for k in "12":
-        sweep.add({"k": k}, 0, summary())
-    assert find_mixes(sweep.compare().outcomes) == []
-
-
 def test_the_hash_of_the_data_counts_not_its_name(sweep):
     elsewhere = changed(CONFIG, DATASETS__TEST=["my_val"])
     sweep.add({"k": "1"}, 0, summary())

@@ -11,7 +11,6 @@ from PIL import Image
 
 from experiments.errors import ExperimentError
 from experiments.report.write import write_report
-from experiments.store.ledger import Ledger
 from tests.experiments.finished import CONFIG, cells, changed, csv_of, summary
 
 
@@ -72,11 +71,6 @@ def test_the_csv_has_every_run(ledger):
         "finished", "finished", "finished", "failed", "not submitted", "not submitted",
     ]  # fmt: skip
     assert (lines[0]["AP"], lines[0]["APs"], lines[0]["memory_mib"]) == ("30.0", "", "900.0")
-
-
-def test_nothing_was_submitted(tmp_path):
-    with pytest.raises(ExperimentError, match="nothing was submitted of sweep 'study'"):
-        write_report(Ledger(tmp_path), "study")
 
 
 @pytest.mark.parametrize("file", ["summary.json", "run.json", "attempts/1.json"])

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from experiments.store.ledger import Ledger
-from experiments.store.records import ResolvedConfig, RunRecord, Submission, SweepRecord, SweepRun
+from experiments.store.records import ResolvedConfig, RunRecord, SweepRecord, SweepRun
 
 
 def test_each_run_claims_its_place_in_the_submission(tmp_path):
@@ -20,11 +20,3 @@ def test_the_first_record_of_a_run_stays_and_links_move_with_the_folder(tmp_path
     assert ledger.require_run("1").sweep == "first"
     moved = (tmp_path / "runs").rename(tmp_path / "moved")
     assert (moved / "sweeps" / "second" / "a" / "run.json").is_file()
-
-
-def test_a_damaged_submission_hides_no_other(tmp_path):
-    ledger = Ledger(tmp_path)
-    for token in ("a", "b"):
-        ledger.write_submission(Submission(token=token))
-    (ledger.submission_folder("a") / "submission.json").write_text("{")
-    assert [each.token for each in ledger.submissions()] == ["b"]

@@ -3,13 +3,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import pytest
-
-from experiments.jobs.backends.base import ClaimedRun, Site, job_environment, surroundings
-from experiments.jobs.state import State
+from experiments.jobs.backends.base import Site, job_environment, surroundings
 from experiments.spec.cluster import Cluster
-from experiments.store.ledger import Ledger
-from experiments.store.records import Claim, Progress, Submission
 
 CLUSTER = Cluster(executor="slurm", ranks_per_node=8)
 
@@ -33,14 +28,3 @@ def test_folder_and_environment_are_those_of_before(tmp_path):
     with surroundings({"OF_THE_JOB": "1"}, tmp_path):
         assert (os.environ["OF_THE_JOB"], Path.cwd()) == ("1", tmp_path)
     assert (dict(os.environ), Path.cwd()) == (before, here)
-
-
-@pytest.mark.parametrize(
-    ("kind", "state"),
-    [("out of memory", State.OUT_OF_MEMORY), ("timed out", State.TIMED_OUT), ("", State.FAILED)],
-)
-def test_kinds_of_failure(tmp_path, kind, state):
-    current = Progress(state="failed", kind=kind)
-    claim, submission = Claim(token="t", index=0), Submission(token="t")
-    run = ClaimedRun(Ledger(tmp_path), claim, submission, current, current)
-    assert run.has_failed and run.failure_state is state

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import re
 
 from experiments.jobs.backends.slurm_commands import STATES, cancel_jobs, find_jobs
@@ -25,11 +24,8 @@ def test_what_each_state_means():
     assert {word: state.name for word, state in STATES.items()} == expected
 
 
-def test_all_of_many_jobs_are_asked_for_and_cancelled(tmp_path, monkeypatch):
-    for name in ("sbatch", "squeue", "sacct", "scancel"):
-        (tmp_path / name).write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/{name}.said\n')
-        (tmp_path / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+def test_all_of_many_jobs_are_asked_for_and_cancelled(fake_slurm, tmp_path):
+    fake_slurm(**{n: f'echo "$@" >> {tmp_path}/{n}.said' for n in ("sacct", "scancel")})
     ids = [str(number) for number in range(1000, 1450)]
     find_jobs(ids)
     cancel_jobs(ids)
