@@ -40,16 +40,16 @@ class SlotTests:
     Attributes:
         slot: its name.
         sound: parts that keep the contract.
-        broken: check -> what its sentence must say, and a part that is broken so.
+        broken: check -> what its sentence must say -> a part that is broken so.
     """
 
     slot: str
     sound: list[type]
-    broken: dict[str, list[tuple[str, type]]]
+    broken: dict[str, dict[str, type]]
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         checks = [check.__name__ for check in SLOTS[self.slot].checks]
-        rows = [(c, sentence, part) for c, parts in self.broken.items() for sentence, part in parts]
+        rows = [(c, *row) for c, parts in self.broken.items() for row in parts.items()]
         if "sentence" in metafunc.fixturenames:
             ids = [f"{check}: {sentence}" for check, sentence, _ in rows]
             metafunc.parametrize(("check", "sentence", "part"), rows, ids=ids)
@@ -82,6 +82,11 @@ class SlotTests:
             c for c in SLOTS[self.slot].checks if self.slot == "encoder" or c.__module__ == own
         ]
         assert {check.__name__ for check in checks} <= self.broken.keys()
+
+
+def alters(sound: type, method: str) -> Callable[..., type]:
+    """:func:`broken` for faults that change what a method returned."""
+    return lambda change: broken(sound, **{method: lambda self, sound, *x: change(sound(*x))})
 
 
 def breaks(sound: type, method: str) -> Callable[..., type]:

@@ -49,35 +49,28 @@ class TestBackbone(SlotTests):
     slot = "backbone"
     sound = [Sound]
     broken = {
-        "is_a_backbone": [
-            ("it is a NoBackbone; wanted a Backbone", NoBackbone),
-            ("output_shape() is {}; wanted channels", declares(lambda *_: {})),
-            ("stride=None", quarter(channels=8)),
-        ],
-        "features_have_the_declared_shapes": [
-            (
-                "gives ['half', 'res3']; output_shape() says ['half', 'quarter']",
-                forward(lambda self, sound, x: {"half": x, "res3": sound(x)["quarter"]}),
+        "is_a_backbone": {
+            "it is a NoBackbone; wanted a Backbone": NoBackbone,
+            "output_shape() is {}; wanted channels": declares(lambda *_: {}),
+            "stride=None": quarter(channels=8),
+        },
+        "features_have_the_declared_shapes": {
+            "gives ['half', 'res3']; output_shape() says ['half', 'quarter']": forward(
+                lambda self, sound, x: {"half": x, "res3": sound(x)["quarter"]}
             ),
-            ("wanted [1, 9, H, W]", quarter(channels=9, stride=4)),
-            (
-                "32 x 32 cells of 1 pixels became 8 x 8; the declared stride of 8 gives 4 in place "
-                "of 8",
-                quarter(channels=8, stride=8),
+            "wanted [1, 9, H, W]": quarter(channels=9, stride=4),
+            "32 x 32 cells of 1 pixels became 8 x 8; the declared stride of 8 gives 4 in place "
+            "of 8": quarter(channels=8, stride=8),
+            # By an odd image.
+            "raised an error": forward(
+                lambda self, sound, x: sound(F.pixel_shuffle(F.pixel_unshuffle(x, 2), 2))
             ),
-            (
-                "raised an error",  # by an odd image
-                forward(lambda self, sound, x: sound(F.pixel_shuffle(F.pixel_unshuffle(x, 2), 2))),
-            ),
-            ("returned a list", forward(lambda self, sound, x: list(sound(x).values()))),
-        ],
-        "gradients_reach_every_parameter": [("(res6.weight, res6.bias) of 6", DeadStage)],
-        "can_be_traced": [
-            (
-                "it is wrong for",
-                forward(
-                    lambda self, sound, x: {k: v / int(x.shape[3]) for k, v in sound(x).items()}
-                ),
-            ),
-        ],
+            "returned a list": forward(lambda self, sound, x: list(sound(x).values())),
+        },
+        "gradients_reach_every_parameter": {"(res6.weight, res6.bias) of 6": DeadStage},
+        "can_be_traced": {
+            "it is wrong for": forward(
+                lambda self, sound, x: {k: v / int(x.shape[3]) for k, v in sound(x).items()}
+            )
+        },
     }

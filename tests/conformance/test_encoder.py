@@ -8,7 +8,7 @@ from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.conformance.slots import SlotTests, breaks, broken, case_of
+from tests.conformance.slots import SlotTests, alters, breaks, broken, case_of
 from yolof_d2.conformance import SLOTS, WAIVABLE, ConformanceError
 from yolof_d2.modeling import Encoder
 
@@ -136,135 +136,105 @@ def pads_by_reflection(self, sound, x):
 
 declares = breaks(Sound, "output_shape")
 forward = breaks(Sound, "forward")
-drops_out = forward(lambda self, sound, x: F.dropout(sound(x), 0.1, training=True))
-loses_the_batch = forward(lambda self, sound, x: sound(x).squeeze(0))
+returns = alters(Sound, "forward")
+drops_out = returns(lambda y: F.dropout(y, 0.1, training=True))
+loses_the_batch = returns(lambda y: y.squeeze(0))
 
 
 class TestEncoder(SlotTests):
     slot = "encoder"
     sound = [Sound, SoundHalving]
     broken = {
-        "is_an_encoder": [
-            ("it is a NoEncoder; wanted an Encoder", NoEncoder),
-            ("returned a dict; wanted a ShapeSpec", declares(lambda *_: {"channels": 16})),
-            (
-                "stride is 32.0; wanted a positive whole",
-                declares(lambda *_: ShapeSpec(channels=16, stride=32.0)),
+        "is_an_encoder": {
+            "it is a NoEncoder; wanted an Encoder": NoEncoder,
+            "returned a dict; wanted a ShapeSpec": declares(lambda *_: {"channels": 16}),
+            "stride is 32.0; wanted a positive whole": declares(
+                lambda *_: ShapeSpec(channels=16, stride=32.0)
             ),
-            (
-                "could not be built: KeyError: 'MODEL.YOLOF.ENC",
-                broken(Sound, __init__=cannot_be_built),
+            "could not be built: KeyError: 'MODEL.YOLOF.ENC": broken(
+                Sound, __init__=cannot_be_built
             ),
-            (
-                "names ['output_is_finite']; only these can",
-                broken(Sound, not_promised={"output_is_finite": "it is hard"}),
+            "names ['output_is_finite']; only these can": broken(
+                Sound, not_promised={"output_is_finite": "it is hard"}
             ),
-        ],
-        "output_has_the_declared_shape": [
-            (
-                "shape [1, 16, 1, 1]; wanted [1, 17, H, W]",
-                declares(lambda *_: ShapeSpec(channels=17, stride=32)),
+        },
+        "output_has_the_declared_shape": {
+            "shape [1, 16, 1, 1]; wanted [1, 17, H, W]": declares(
+                lambda *_: ShapeSpec(channels=17, stride=32)
             ),
-            (
-                "1 x 7 cells of 32 pixels became 1 x 4; the declared stride of 32 gives 7 in place "
-                "of 4",
-                declares(lambda *_: ShapeSpec(channels=16, stride=32), SoundHalving),
-            ),
-            (
-                "stride of 32 gives 1 in place of 0",
-                forward(lambda self, sound, x: sound(x)[:, :, 1:]),
-            ),
-            ("shape [16, 1, 1]", loses_the_batch),
-            ("raised an error: RuntimeError", forward(pads_by_reflection)),
-            ("returned a list; wanted one", forward(lambda self, sound, x: [sound(x)])),
-        ],
-        "output_is_finite": [
-            (
-                "infinite or NaN in training; wanted none",
-                forward(lambda self, sound, x: sound(x).relu().log()),
-            ),
-        ],
-        "gradients_reach_every_parameter": [
-            (
-                "in training 2 (unused.weight, unused.bias) of 7 parameters get no gradient",
+            "1 x 7 cells of 32 pixels became 1 x 4; the declared stride of 32 gives 7 in place "
+            "of 4": declares(lambda *_: ShapeSpec(channels=16, stride=32), SoundHalving),
+            "stride of 32 gives 1 in place of 0": returns(lambda y: y[:, :, 1:]),
+            "shape [16, 1, 1]": loses_the_batch,
+            "raised an error: RuntimeError": forward(pads_by_reflection),
+            "returned a list; wanted a Tensor": returns(lambda y: [y]),
+        },
+        "output_is_finite": {
+            "infinite or NaN in training; wanted none": returns(lambda y: y.relu().log())
+        },
+        "gradients_reach_every_parameter": {
+            "in training 2 (unused.weight, unused.bias) of 7 parameters get no": DeadParameter,
+            "1 (inert) of 6 parameters always get a gradient of zero": InertParameter,
+            "in training 2 (unused.weight, unused.bias) of 7 parameters get no gradient": forward(
+                lambda self, sound, x: sound(x) if self.training else self.unused(sound(x)),
                 DeadParameter,
             ),
-            ("1 (inert) of 6 parameters always get a gradient of zero", InertParameter),
-            (
-                "in training 2 (unused.weight, unused.bias) of 7 parameters get no gradient",
-                forward(
-                    lambda self, sound, x: sound(x) if self.training else self.unused(sound(x)),
-                    DeadParameter,
-                ),
+            "no gradient reaches the input": forward(lambda self, sound, x: sound(x.detach())),
+            "has no gradient at all": returns(lambda y: y.detach()),
+        },
+        "evaluation_is_deterministic": {"two runs on the same input differ": drops_out},
+        "input_is_left_alone": {
+            "in training the input was changed": forward(
+                lambda self, sound, x: sound(x if x.requires_grad else x.relu_())
             ),
-            (
-                "no gradient reaches the input",
-                forward(lambda self, sound, x: sound(x.detach())),
+            "in training the input was": forward(
+                lambda self, sound, x: sound(x.mul_(2) if self.training else x)
             ),
-            ("has no gradient at all", forward(lambda self, sound, x: sound(x).detach())),
-        ],
-        "evaluation_is_deterministic": [("two runs on the same input differ", drops_out)],
-        "input_is_left_alone": [
-            (
-                "in training the input was changed",
-                forward(lambda self, sound, x: sound(x if x.requires_grad else x.relu_())),
+        },
+        "images_do_not_depend_on_their_batch": {
+            "an image alone and the same image in a batch differ: output differs by": returns(
+                lambda y: F.batch_norm(y, None, None, training=True)
             ),
-            (
-                "in training the input was",
-                forward(lambda self, sound, x: sound(x.mul_(2) if self.training else x)),
+            "output has shape [16, 13, 9] in place of [1, 16, 13, 9]": loses_the_batch,
+        },
+        "works_under_bfloat16_autocast": {"raised an error: RuntimeError": MixedTypes},
+        "works_under_float16_autocast": {
+            # In evaluation alone.
+            "raised an error: RuntimeError": forward(
+                lambda self, mixed, x: Sound.forward(self, x) if self.training else mixed(x),
+                MixedTypes,
             ),
-        ],
-        "images_do_not_depend_on_their_batch": [
-            (
-                "an image alone and the same image in a batch differ: output differs by",
-                forward(lambda self, sound, x: F.batch_norm(sound(x), None, None, training=True)),
+            "in training under torch.float16 autocast": forward(
+                lambda self, sound, x: sound(x.to(self.conv(x).dtype) * 1e5) * 1e-5
             ),
-            ("output has shape [16, 13, 9] in place of [1, 16, 13, 9]", loses_the_batch),
-        ],
-        "works_under_bfloat16_autocast": [("raised an error: RuntimeError", MixedTypes)],
-        "works_under_float16_autocast": [
-            (
-                "raised an error: RuntimeError",  # in evaluation alone
-                forward(
-                    lambda self, mixed, x: Sound.forward(self, x) if self.training else mixed(x),
-                    MixedTypes,
-                ),
+        },
+        "weights_survive_saving_and_loading": {
+            "a newly built part with the saved weights differs": HiddenTensor,
+            "saved weights differs": HiddenStatistics,
+            "does not take the saved weights: RuntimeError": LateParameter,
+        },
+        "can_be_copied_and_pickled": {
+            "pickling failed": KeepsALambda,
+            "copy.deepcopy failed: RuntimeError": KeepsItsOutput,
+            "a deep copy differs: output differs": ForgetsAHook,
+            "the pickled part differs: output": ForgetsItsScale,
+        },
+        "can_be_traced": {
+            "it is wrong for two of (8, 11)": forward(
+                lambda self, sound, x: sound(x) / int(x.shape[-1])
             ),
-            (
-                "in training under torch.float16 autocast",
-                forward(lambda self, sound, x: sound(x.to(self.conv(x).dtype) * 1e5) * 1e-5),
+            "it fails at another size: RuntimeError": forward(
+                lambda self, sound, x: sound(x).view(int(x.shape[0]), 16, *x.shape[2:])
             ),
-        ],
-        "weights_survive_saving_and_loading": [
-            ("a newly built part with the saved weights differs", HiddenTensor),
-            ("saved weights differs", HiddenStatistics),
-            ("does not take the saved weights: RuntimeError", LateParameter),
-        ],
-        "can_be_copied_and_pickled": [
-            ("pickling failed", KeepsALambda),
-            ("copy.deepcopy failed: RuntimeError", KeepsItsOutput),
-            ("a deep copy differs: output differs", ForgetsAHook),
-            ("the pickled part differs: output", ForgetsItsScale),
-        ],
-        "can_be_traced": [
-            (
-                "it is wrong for two of (8, 11)",
-                forward(lambda self, sound, x: sound(x) / int(x.shape[-1])),
+            "torch.jit.trace failed: NotImplementedError": RefusesTracing,
+        },
+        "never_waits_for_the_device": {
+            "it reads a value on the host": forward(
+                lambda self, sound, x: sound(x) * (2.0 if bool(x.sum() > 0) else 1.0)
             ),
-            (
-                "it fails at another size: RuntimeError",
-                forward(lambda self, sound, x: sound(x).view(int(x.shape[0]), 16, *x.shape[2:])),
-            ),
-            ("torch.jit.trace failed: NotImplementedError", RefusesTracing),
-        ],
-        "never_waits_for_the_device": [
-            (
-                "it reads a value on the host",
-                forward(lambda self, sound, x: sound(x) * (2.0 if bool(x.sum() > 0) else 1.0)),
-            ),
-            ("or mixes devices", HiddenTensor),
-            ("output is on cpu; wanted the", forward(lambda self, sound, x: torch.ones(x.shape))),
-        ],
+            "or mixes devices": HiddenTensor,
+            "output is on cpu; wanted the": forward(lambda self, sound, x: torch.ones(x.shape)),
+        },
     }
 
 

@@ -81,87 +81,71 @@ class TestLoss(SlotTests):
     slot = "loss"
     sound = [Sound]
     broken = {
-        "is_a_loss": [("it is a NoLoss; wanted a DetectionLoss", NoLoss)],
-        "losses_are_named_scalars": [
-            ("it returned Tensor", calls(lambda self, sound, *x: sum(sound(*x).values()))),
-            (
-                "loss_cls is torch.float32 of shape [3]",
-                classification(lambda self, sound, x, *rest: sound(x, *rest).expand(len(x))),
+        "is_a_loss": {"it is a NoLoss; wanted a DetectionLoss": NoLoss},
+        "losses_are_named_scalars": {
+            "it returned Tensor": calls(lambda self, sound, *x: sum(sound(*x).values())),
+            "loss_cls is torch.float32 of shape [3]": classification(
+                lambda self, sound, x, *rest: sound(x, *rest).expand(len(x))
             ),
-            ("loss_box_reg is a float with", box(lambda self, sound, *x: float(sound(*x)))),
-            ("is torch.float64 of shape []", box(lambda self, sound, *x: sound(*x).double())),
-            ("with no object in the batch it failed", needs_a_pair),
-        ],
-        "losses_are_finite_and_not_negative": [
-            (
-                "loss_box_reg has 1 values that are infinite or NaN with no object in the batch",
-                box(lambda self, sound, p, t, m: (p - t).abs().sum(-1)[m.pair_mask].mean()),
+            "loss_box_reg is a float with": box(lambda self, sound, *x: float(sound(*x))),
+            "is torch.float64 of shape []": box(lambda self, sound, *x: sound(*x).double()),
+            "with no object in the batch it failed": needs_a_pair,
+        },
+        "losses_are_finite_and_not_negative": {
+            "loss_box_reg has 1 values that are infinite or NaN with no object in the batch": box(
+                lambda self, sound, p, t, m: (p - t).abs().sum(-1)[m.pair_mask].mean()
             ),
-            ("in the batch it failed: Run", needs_a_pair),
-            ("of huge size", box(lambda self, sound, p, t, m: sound(p.square() ** 4, t, m))),
-            ("wanted 0 or more", box(lambda self, sound, *x: sound(*x) - 1000)),
-        ],
-        "gradients_are_finite": [
-            ("with predictions of no size", box(roots_the_area)),
-            (
-                "with the right answer as prediction",
-                box(lambda self, sound, p, t, m: mean((p - t).square().sum(dim=-1).sqrt(), m)),
+            "in the batch it failed: Run": needs_a_pair,
+            "of huge size": box(lambda self, sound, p, t, m: sound(p.square() ** 4, t, m)),
+            "wanted 0 or more": box(lambda self, sound, *x: sound(*x) - 1000),
+        },
+        "gradients_are_finite": {
+            "with predictions of no size": box(roots_the_area),
+            "with the right answer as prediction": box(
+                lambda self, sound, p, t, m: mean((p - t).square().sum(dim=-1).sqrt(), m)
             ),
-        ],
-        "logits_and_boxes_are_always_in_the_graph": [
-            (
-                "the boxes get no gradient with no object in the batch",
-                box(
-                    lambda self, sound, p, t, m: (
-                        sound(p, t, m) if m.pair_mask.any() else torch.zeros(())
-                    )
-                ),
+        },
+        "logits_and_boxes_are_always_in_the_graph": {
+            "the boxes get no gradient with no object in the batch": box(
+                lambda self, sound, p, t, m: (
+                    sound(p, t, m) if m.pair_mask.any() else torch.zeros(())
+                )
+            )
+        },
+        "prefers_the_right_answer": {
+            "right logits cost": classification(
+                lambda self, sound, x, targets, labels: sound(x, 1 - targets, labels)
             ),
-        ],
-        "prefers_the_right_answer": [
-            (
-                "right logits cost",
-                classification(
-                    lambda self, sound, x, targets, labels: sound(x, 1 - targets, labels)
-                ),
+            "right boxes cost": box(lambda self, sound, *x: (-sound(*x) / 1000).exp()),
+        },
+        "ignored_anchors_have_no_say_in_classification": {
+            "ignored anchors get a gradient for their logits with an ordinary batch; wanted "
+            "none": classification(
+                lambda self, sound, x, t, labels: sound(x, t, labels.clamp(min=0))
+            )
+        },
+        "only_pairs_that_count_train_boxes": {
+            "or in masked pairs only, get": box(forgets_the_mask)
+        },
+        "padding_changes_nothing": {
+            "changes the result: loss_box_reg": box(
+                lambda self, sound, p, t, m: ((p - t).abs().sum(-1) * m.pair_mask).mean()
+            )
+        },
+        "loss_is_deterministic": {
+            "two new parts differ on the same input": classification(samples_negatives)
+        },
+        "loss_is_the_same_under_autocast": {
+            "changes under autocast: loss_box": box(sums_by_matmul)
+        },
+        "inputs_are_left_alone": {"match.labels was changed in place": calls(relabels_in_place)},
+        "never_waits_for_the_device": {
+            "it reads a value on the host": box(
+                lambda self, sound, p, t, m: sound(p, t, m) / max(1, int(m.pair_mask.sum()))
             ),
-            ("right boxes cost", box(lambda self, sound, *x: (-sound(*x) / 1000).exp())),
-        ],
-        "ignored_anchors_have_no_say_in_classification": [
-            (
-                "ignored anchors get a gradient for their logits with an ordinary batch; wanted "
-                "none",
-                classification(lambda self, sound, x, t, labels: sound(x, t, labels.clamp(min=0))),
+            "or mixes devices": classification(lambda *_: torch.zeros((), requires_grad=True)),
+            "loss is on cpu; wanted the": calls(
+                lambda *_: {"loss": torch.zeros((), requires_grad=True)}
             ),
-        ],
-        "only_pairs_that_count_train_boxes": [
-            ("or in masked pairs only, get", box(forgets_the_mask))
-        ],
-        "padding_changes_nothing": [
-            (
-                "changes the result: loss_box_reg",
-                box(lambda self, sound, p, t, m: ((p - t).abs().sum(-1) * m.pair_mask).mean()),
-            ),
-        ],
-        "loss_is_deterministic": [
-            ("two new parts differ on the same input", classification(samples_negatives))
-        ],
-        "loss_is_the_same_under_autocast": [
-            ("changes under autocast: loss_box", box(sums_by_matmul))
-        ],
-        "inputs_are_left_alone": [("match.labels was changed in place", calls(relabels_in_place))],
-        "never_waits_for_the_device": [
-            (
-                "it reads a value on the host",
-                box(lambda self, sound, p, t, m: sound(p, t, m) / max(1, int(m.pair_mask.sum()))),
-            ),
-            (
-                "or mixes devices",
-                classification(lambda *_: torch.zeros((), requires_grad=True)),
-            ),
-            (
-                "loss is on cpu; wanted the",
-                calls(lambda *_: {"loss": torch.zeros((), requires_grad=True)}),
-            ),
-        ],
+        },
     }

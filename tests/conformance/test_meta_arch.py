@@ -90,20 +90,18 @@ class TestMetaArch(SlotTests):
     slot = "meta_arch"
     test_a_sound_part_passes = None  # test_suite.py runs all checks on every detector
     broken = {
-        "is_a_detector": [("it could not be built: KeyError: 'a key'", CannotBeBuilt)],
-        "losses_are_finite": [("infinite or NaN with no object in the batch", DividesByTheObjects)],
-        "gradients_reach_every_parameter": [
-            ("(dead.weight, dead.bias) get no gradient", HasADeadLayer)
-        ],
-        "detections_keep_the_contract": [
-            ("boxes reach out of an image of (128, 48)", DetectsOutside)
-        ],
-        "boxes_are_scaled_to_the_wanted_size": [("four times as large ones", IgnoresTheWantedSize)],
-        "weights_survive_saving_and_loading": [("no registered buffer?", ForgetsATensor)],
-        "class_count_is_that_of_the_config": [
-            ("wanted three times as many", HasAClassCountOfItsOwn)
-        ],
-        "family_tells_the_parts": [("the parts ended in the order", SwapsItsParts)],
-        "family_sets_the_threshold": [("are not all above it", IgnoresItsThreshold)],
-        "family_counts_matches": [("no matches are counted", CountsNoMatches)],
+        "is_a_detector": {"it could not be built: KeyError: 'a key'": CannotBeBuilt},
+        "losses_are_finite": {"infinite or NaN with no object in the batch": DividesByTheObjects},
+        "gradients_reach_every_parameter": {
+            "(dead.weight, dead.bias) get no gradient": HasADeadLayer
+        },
+        "detections_keep_the_contract": {
+            "boxes reach out of an image of (128, 48)": DetectsOutside
+        },
+        "boxes_are_scaled_to_the_wanted_size": {"four times as large ones": IgnoresTheWantedSize},
+        "weights_survive_saving_and_loading": {"no registered buffer?": ForgetsATensor},
+        "class_count_is_that_of_the_config": {"wanted three times as many": HasAClassCountOfItsOwn},
+        "family_tells_the_parts": {"the parts ended in the order": SwapsItsParts},
+        "family_sets_the_threshold": {"are not all above it": IgnoresItsThreshold},
+        "family_counts_matches": {"no matches are counted": CountsNoMatches},
     }

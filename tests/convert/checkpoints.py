@@ -58,9 +58,13 @@ def refused(*words: object) -> bool:
 
 
 def equal(first: Weights, second: Weights) -> bool:
-    return first.keys() == second.keys() and all(
-        torch.equal(first[name], second[name]) for name in first
-    )
+    same = (torch.equal(tensor, second[name]) for name, tensor in first.items())
+    return first.keys() == second.keys() and all(same)
+
+
+def backbone_counters(weights: Weights) -> set[str]:
+    """Names in an mmdet file that a frozen norm here has no place for."""
+    return {n for n in weights if n.startswith("backbone.") and n.endswith("num_batches_tracked")}
 
 
 class RecordingCheckpointer(DetectionCheckpointer):
@@ -86,10 +90,8 @@ def randomise(model: nn.Module, seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in model.state_dict().items():
         if tensor.dim() == 1:
-            positive = name.endswith(("running_var", "weight"))
-            tensor.uniform_(
-                0.5 if positive else -0.5, 1.5 if positive else 0.5, generator=generator
-            )
+            low = 0.5 if name.endswith(("running_var", "weight")) else -0.5
+            tensor.uniform_(low, low + 1, generator=generator)
 
 
 def mmdet_layers() -> Iterator[tuple[str, tuple[int, int, int], str]]:

@@ -27,10 +27,7 @@ def random_tide_case() -> Case:
     return ground_truth, [found for found in detections if found["category_id"] in classes]
 
 
-TIDE_CASES = {
-    "random": random_tide_case,
-    "coco128": lambda: perturbed_case(COCO128, seed=0),
-}
+TIDE_CASES = {"random": random_tide_case, "coco128": lambda: perturbed_case(COCO128, seed=0)}
 
 
 def tide_figures(case: Case) -> dict[str, tuple[float, int]]:
