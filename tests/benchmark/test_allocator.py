@@ -33,13 +33,8 @@ print(json.dumps([kept, before, inside, [faults() for _ in range(3)]]))
 
 
 def test_freed_memory_is_taken_again_without_page_faults():
-    said = subprocess.run(
-        [sys.executable, "-c", SCRIPT, allocator.__file__],
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
-    kept, before, inside, after = json.loads(said)
+    command = [sys.executable, "-c", SCRIPT, allocator.__file__]
+    kept, before, inside, after = json.loads(subprocess.check_output(command))
     if not kept:
         pytest.skip("not glibc's allocator")
     # By pages of 4 KiB 16,384 each time, by huge ones 32.

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import pytest
-from torch import nn
 
 from yolof_d2.conformance import SLOTS, WAIVABLE, Case, ConformanceError, find_cases
 
@@ -35,13 +34,6 @@ def case_of(monkeypatch: pytest.MonkeyPatch, slot: str, part: type, check: str) 
     return case
 
 
-class NoPart(nn.Module):
-    """A part of no slot."""
-
-    def __init__(self, *inputs, **options):
-        super().__init__()
-
-
 class SlotTests:
     """The tests of a slot; its own class gives the parts.
 
@@ -57,7 +49,7 @@ class SlotTests:
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         checks = [check.__name__ for check in SLOTS[self.slot].checks]
-        rows = [(c, said, part) for c, by in self.broken.items() for said, part in by.items()]
+        rows = [(c, *row) for c, parts in self.broken.items() for row in parts.items()]
         if "sentence" in metafunc.fixturenames:
             ids = [f"{check}: {sentence}" for check, sentence, _ in rows]
             metafunc.parametrize(("check", "sentence", "part"), rows, ids=ids)
@@ -90,6 +82,11 @@ class SlotTests:
             c for c in SLOTS[self.slot].checks if self.slot == "encoder" or c.__module__ == own
         ]
         assert {check.__name__ for check in checks} <= self.broken.keys()
+
+
+def alters(sound: type, method: str) -> Callable[..., type]:
+    """:func:`broken` for faults that change what a method returned."""
+    return lambda change: broken(sound, **{method: lambda self, sound, *x: change(sound(*x))})
 
 
 def breaks(sound: type, method: str) -> Callable[..., type]:

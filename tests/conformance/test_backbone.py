@@ -5,7 +5,7 @@ from detectron2.modeling import Backbone
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.conformance.slots import NoPart, SlotTests, breaks
+from tests.conformance.slots import SlotTests, breaks
 
 
 class Sound(Backbone):
@@ -25,6 +25,11 @@ class Sound(Backbone):
         return {"half": half, "quarter": self.norm(self.conv(half))}
 
 
+class NoBackbone(nn.Module):
+    def __init__(self, cfg, input_shape: ShapeSpec):
+        super().__init__()
+
+
 class DeadStage(Sound):
     def __init__(self, cfg, input_shape: ShapeSpec):
         super().__init__(cfg, input_shape)
@@ -33,7 +38,7 @@ class DeadStage(Sound):
 
 def quarter(**spec: int):
     """A part that declares this of one of its features."""
-    return declares(lambda _, sound: {**sound(), "quarter": ShapeSpec(**spec)})
+    return declares(lambda self, sound: {**sound(), "quarter": ShapeSpec(**spec)})
 
 
 declares = breaks(Sound, "output_shape")
@@ -45,26 +50,27 @@ class TestBackbone(SlotTests):
     sound = [Sound]
     broken = {
         "is_a_backbone": {
-            "it is a NoPart; wanted a Backbone": NoPart,
+            "it is a NoBackbone; wanted a Backbone": NoBackbone,
             "output_shape() is {}; wanted channels": declares(lambda *_: {}),
             "stride=None": quarter(channels=8),
         },
         "features_have_the_declared_shapes": {
             "gives ['half', 'res3']; output_shape() says ['half', 'quarter']": forward(
-                lambda _, sound, x: {"half": x, "res3": sound(x)["quarter"]}
+                lambda self, sound, x: {"half": x, "res3": sound(x)["quarter"]}
             ),
             "wanted [1, 9, H, W]": quarter(channels=9, stride=4),
             "32 x 32 cells of 1 pixels became 8 x 8; the declared stride of 8 gives 4 in place "
             "of 8": quarter(channels=8, stride=8),
-            "raised an error": forward(  # by an odd image
-                lambda _, sound, x: sound(F.pixel_shuffle(F.pixel_unshuffle(x, 2), 2))
+            # By an odd image.
+            "raised an error": forward(
+                lambda self, sound, x: sound(F.pixel_shuffle(F.pixel_unshuffle(x, 2), 2))
             ),
-            "returned a list": forward(lambda _, sound, x: list(sound(x).values())),
+            "returned a list": forward(lambda self, sound, x: list(sound(x).values())),
         },
         "gradients_reach_every_parameter": {"(res6.weight, res6.bias) of 6": DeadStage},
         "can_be_traced": {
             "it is wrong for": forward(
-                lambda _, sound, x: {k: v / int(x.shape[3]) for k, v in sound(x).items()}
+                lambda self, sound, x: {k: v / int(x.shape[3]) for k, v in sound(x).items()}
             )
         },
     }

@@ -4,7 +4,7 @@ import torch
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
-from tests.conformance.slots import NoPart, SlotTests, breaks
+from tests.conformance.slots import SlotTests, alters, breaks
 from yolof_d2.modeling import Decoder
 
 
@@ -33,8 +33,14 @@ class Sound(Decoder):
         return output[..., : self.num_classes], output[..., self.num_classes :]
 
 
+class NoDecoder(nn.Module):
+    def __init__(self, cfg, input_shape: ShapeSpec, num_anchors: int):
+        super().__init__()
+
+
 forward = breaks(Sound, "forward")
-in_order = breaks(Sound, "in_order")
+returns = alters(Sound, "forward")
+in_order = alters(Sound, "in_order")
 stays_in_half = forward(lambda self, sound, x: self.split(self.in_order(self.tower(x))))
 
 
@@ -42,26 +48,24 @@ class TestDecoder(SlotTests):
     slot = "decoder"
     sound = [Sound]
     broken = {
-        "is_a_decoder": {"it is a NoPart; wanted a Decoder": NoPart},
+        "is_a_decoder": {"it is a NoDecoder; wanted a Decoder": NoDecoder},
         "each_anchor_gets_its_outputs": {
-            "returned a Tensor; wanted": forward(lambda _, sound, x: torch.cat(sound(x), dim=-1)),
+            "returned a Tensor; wanted the": returns(lambda y: torch.cat(y, dim=-1)),
             "logits are torch.float32 of shape [1, 1, 3, 3] for 1 maps of 1 x 1 cells, A = 3 "
-            "and K = 3; wanted float32 of shape [1, 3, 3]": forward(
-                lambda _, sound, x: tuple(value[:, None] for value in sound(x))
-            ),
-            "shape [1, 3, 4] for": forward(lambda _, sound, x: sound(x)[::-1]),
-            "are torch.float64": forward(lambda _, sound, x: tuple(v.double() for v in sound(x))),
+            "and K = 3; wanted float32 of shape [1, 3, 3]": returns(lambda y: (y[0][None], y[1])),
+            "shape [1, 3, 4] for": returns(lambda y: y[::-1]),
+            "logits are torch.float64": returns(lambda y: (y[0].double(), y[1])),
         },
         "one_class_and_one_anchor_keep_their_dimensions": {
-            "shape [2, 117]": forward(lambda _, sound, x: (sound(x)[0].squeeze(-1), sound(x)[1]))
+            "shape [2, 117] for": returns(lambda y: (y[0].squeeze(-1), y[1]))
         },
         "anchors_come_in_the_order_of_the_generator": {
             "depend most on (7, 10); wanted that they depend most on (1, 10)": in_order(
-                lambda _, sound, x: sound(x).permute(0, 3, 1, 2, 4)
-            ),  # anchors first
-            "at the place of (1, 1) in the order (H, W, A) look at none of them": in_order(
-                lambda _, sound, x: sound(x).transpose(1, 2)
-            ),  # width first
+                lambda y: y.permute(0, 3, 1, 2, 4)  # anchors first
+            ),
+            "of (1, 1) in the order (H, W, A) look at none": in_order(
+                lambda y: y.transpose(1, 2)  # width first
+            ),
         },
         "works_under_bfloat16_autocast": {
             "logits is torch.bfloat16 under torch.bfloat16 autocast": stays_in_half

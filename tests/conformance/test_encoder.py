@@ -8,7 +8,7 @@ from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.conformance.slots import NoPart, SlotTests, breaks, broken, case_of
+from tests.conformance.slots import SlotTests, alters, breaks, broken, case_of
 from yolof_d2.conformance import SLOTS, WAIVABLE, ConformanceError
 from yolof_d2.modeling import Encoder
 
@@ -34,6 +34,11 @@ class SoundHalving(Sound):
 
     def output_shape(self) -> ShapeSpec:
         return ShapeSpec(channels=16, stride=64)
+
+
+class NoEncoder(nn.Conv2d):
+    def __init__(self, cfg, input_shape: ShapeSpec):
+        super().__init__(input_shape.channels, 16, 1)
 
 
 class DeadParameter(Sound):
@@ -131,8 +136,9 @@ def pads_by_reflection(self, sound, x):
 
 declares = breaks(Sound, "output_shape")
 forward = breaks(Sound, "forward")
-drops_out = forward(lambda _, sound, x: F.dropout(sound(x), 0.1, training=True))
-loses_the_batch = forward(lambda _, sound, x: sound(x).squeeze(0))
+returns = alters(Sound, "forward")
+drops_out = returns(lambda y: F.dropout(y, 0.1, training=True))
+loses_the_batch = returns(lambda y: y.squeeze(0))
 
 
 class TestEncoder(SlotTests):
@@ -140,12 +146,14 @@ class TestEncoder(SlotTests):
     sound = [Sound, SoundHalving]
     broken = {
         "is_an_encoder": {
-            "it is a NoPart; wanted an Encoder": NoPart,
+            "it is a NoEncoder; wanted an Encoder": NoEncoder,
             "returned a dict; wanted a ShapeSpec": declares(lambda *_: {"channels": 16}),
             "stride is 32.0; wanted a positive whole": declares(
                 lambda *_: ShapeSpec(channels=16, stride=32.0)
             ),
-            "could not be built: KeyError: 'MODEL.YOLOF": broken(Sound, __init__=cannot_be_built),
+            "could not be built: KeyError: 'MODEL.YOLOF.ENC": broken(
+                Sound, __init__=cannot_be_built
+            ),
             "names ['output_is_finite']; only these can": broken(
                 Sound, not_promised={"output_is_finite": "it is hard"}
             ),
@@ -156,42 +164,43 @@ class TestEncoder(SlotTests):
             ),
             "1 x 7 cells of 32 pixels became 1 x 4; the declared stride of 32 gives 7 in place "
             "of 4": declares(lambda *_: ShapeSpec(channels=16, stride=32), SoundHalving),
-            "stride of 32 gives 1 in place of 0": forward(lambda _, sound, x: sound(x)[:, :, 1:]),
+            "stride of 32 gives 1 in place of 0": returns(lambda y: y[:, :, 1:]),
             "shape [16, 1, 1]": loses_the_batch,
             "raised an error: RuntimeError": forward(pads_by_reflection),
-            "returned a list; wanted a Tensor": forward(lambda _, sound, x: [sound(x)]),
+            "returned a list; wanted a Tensor": returns(lambda y: [y]),
         },
         "output_is_finite": {
-            "infinite or NaN in training; wanted none": forward(lambda _, sound, x: sound(x).log())
+            "infinite or NaN in training; wanted none": returns(lambda y: y.relu().log())
         },
         "gradients_reach_every_parameter": {
-            "2 (unused.weight, unused.bias) of 7 parameters get no gradient": DeadParameter,
+            "in training 2 (unused.weight, unused.bias) of 7 parameters get no": DeadParameter,
             "1 (inert) of 6 parameters always get a gradient of zero": InertParameter,
-            "in training 2 (unused.weight, unused.bias) of 7 parameters get no": forward(
+            "in training 2 (unused.weight, unused.bias) of 7 parameters get no gradient": forward(
                 lambda self, sound, x: sound(x) if self.training else self.unused(sound(x)),
                 DeadParameter,
             ),
-            "no gradient reaches the input": forward(lambda _, sound, x: sound(x.detach())),
-            "has no gradient at all": forward(lambda _, sound, x: sound(x).detach()),
+            "no gradient reaches the input": forward(lambda self, sound, x: sound(x.detach())),
+            "has no gradient at all": returns(lambda y: y.detach()),
         },
         "evaluation_is_deterministic": {"two runs on the same input differ": drops_out},
         "input_is_left_alone": {
             "in training the input was changed": forward(
-                lambda _, sound, x: sound(x if x.requires_grad else x.relu_())
+                lambda self, sound, x: sound(x if x.requires_grad else x.relu_())
             ),
             "in training the input was": forward(
                 lambda self, sound, x: sound(x.mul_(2) if self.training else x)
             ),
         },
         "images_do_not_depend_on_their_batch": {
-            "an image alone and the same image in a batch differ: output differs by": forward(
-                lambda _, sound, x: F.batch_norm(sound(x), None, None, training=True)
+            "an image alone and the same image in a batch differ: output differs by": returns(
+                lambda y: F.batch_norm(y, None, None, training=True)
             ),
             "output has shape [16, 13, 9] in place of [1, 16, 13, 9]": loses_the_batch,
         },
         "works_under_bfloat16_autocast": {"raised an error: RuntimeError": MixedTypes},
         "works_under_float16_autocast": {
-            "raised an error: RuntimeError": forward(  # in evaluation alone
+            # In evaluation alone.
+            "raised an error: RuntimeError": forward(
                 lambda self, mixed, x: Sound.forward(self, x) if self.training else mixed(x),
                 MixedTypes,
             ),
@@ -211,18 +220,20 @@ class TestEncoder(SlotTests):
             "the pickled part differs: output": ForgetsItsScale,
         },
         "can_be_traced": {
-            "wrong for two of (8, 11)": forward(lambda _, sound, x: sound(x) / int(x.shape[-1])),
+            "it is wrong for two of (8, 11)": forward(
+                lambda self, sound, x: sound(x) / int(x.shape[-1])
+            ),
             "it fails at another size: RuntimeError": forward(
-                lambda _, sound, x: sound(x).view(int(x.shape[0]), 16, *x.shape[2:])
+                lambda self, sound, x: sound(x).view(int(x.shape[0]), 16, *x.shape[2:])
             ),
             "torch.jit.trace failed: NotImplementedError": RefusesTracing,
         },
         "never_waits_for_the_device": {
             "it reads a value on the host": forward(
-                lambda _, sound, x: sound(x) * (2.0 if bool(x.sum() > 0) else 1.0)
+                lambda self, sound, x: sound(x) * (2.0 if bool(x.sum() > 0) else 1.0)
             ),
             "or mixes devices": HiddenTensor,
-            "output is on cpu; wanted the": forward(lambda _, sound, x: torch.ones(x.shape)),
+            "output is on cpu; wanted the": forward(lambda self, sound, x: torch.ones(x.shape)),
         },
     }
 

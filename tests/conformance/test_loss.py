@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.conformance.slots import NoPart, SlotTests, breaks
+from tests.conformance.slots import SlotTests, breaks
 from yolof_d2.modeling import DetectionLoss
 
 
@@ -34,6 +34,11 @@ class Sound(DetectionLoss):
         return mean((predicted - true).abs().sum(dim=-1), match)
 
 
+class NoLoss:
+    def __init__(self, cfg):
+        pass
+
+
 def mean(distance: Tensor, match) -> Tensor:
     """Over the pairs that count."""
     return (distance * match.pair_mask).sum() / match.pair_mask.sum().clamp(min=1)
@@ -42,7 +47,7 @@ def mean(distance: Tensor, match) -> Tensor:
 calls = breaks(Sound, "__call__")
 classification = breaks(Sound, "classification")
 box = breaks(Sound, "box")
-needs_a_pair = box(lambda _, sound, p, t, m: sound(p, t, m) + 0 * p[m.pair_mask].amax())
+needs_a_pair = box(lambda self, sound, p, t, m: sound(p, t, m) + 0 * p[m.pair_mask].amax())
 
 
 def roots_the_area(self, sound, predicted, true, match):
@@ -76,49 +81,55 @@ class TestLoss(SlotTests):
     slot = "loss"
     sound = [Sound]
     broken = {
-        "is_a_loss": {"it is a NoPart; wanted a DetectionLoss": NoPart},
+        "is_a_loss": {"it is a NoLoss; wanted a DetectionLoss": NoLoss},
         "losses_are_named_scalars": {
-            "it returned Tensor": calls(lambda _, sound, *x: sum(sound(*x).values())),
+            "it returned Tensor": calls(lambda self, sound, *x: sum(sound(*x).values())),
             "loss_cls is torch.float32 of shape [3]": classification(
-                lambda _, sound, x, *rest: sound(x, *rest).expand(len(x))
+                lambda self, sound, x, *rest: sound(x, *rest).expand(len(x))
             ),
-            "loss_box_reg is a float with": box(lambda _, sound, *x: float(sound(*x))),
-            "is torch.float64 of shape []": box(lambda _, sound, *x: sound(*x).double()),
+            "loss_box_reg is a float with": box(lambda self, sound, *x: float(sound(*x))),
+            "is torch.float64 of shape []": box(lambda self, sound, *x: sound(*x).double()),
             "with no object in the batch it failed": needs_a_pair,
         },
         "losses_are_finite_and_not_negative": {
             "loss_box_reg has 1 values that are infinite or NaN with no object in the batch": box(
-                lambda _, sound, p, t, m: (p - t).abs().sum(-1)[m.pair_mask].mean()
+                lambda self, sound, p, t, m: (p - t).abs().sum(-1)[m.pair_mask].mean()
             ),
             "in the batch it failed: Run": needs_a_pair,
-            "of huge size": box(lambda _, sound, p, t, m: sound(p.square() ** 4, t, m)),
-            "wanted 0 or more": box(lambda _, sound, *x: sound(*x) - 1000),
+            "of huge size": box(lambda self, sound, p, t, m: sound(p.square() ** 4, t, m)),
+            "wanted 0 or more": box(lambda self, sound, *x: sound(*x) - 1000),
         },
         "gradients_are_finite": {
             "with predictions of no size": box(roots_the_area),
             "with the right answer as prediction": box(
-                lambda _, sound, p, t, m: mean((p - t).square().sum(dim=-1).sqrt(), m)
+                lambda self, sound, p, t, m: mean((p - t).square().sum(dim=-1).sqrt(), m)
             ),
         },
         "logits_and_boxes_are_always_in_the_graph": {
             "the boxes get no gradient with no object in the batch": box(
-                lambda _, sound, p, t, m: sound(p, t, m) if m.pair_mask.any() else torch.zeros(())
+                lambda self, sound, p, t, m: (
+                    sound(p, t, m) if m.pair_mask.any() else torch.zeros(())
+                )
             )
         },
         "prefers_the_right_answer": {
-            "logits cost": classification(lambda _, sound, x, t, *rest: sound(x, 1 - t, *rest)),
-            "right boxes cost": box(lambda _, sound, *x: (-sound(*x) / 1000).exp()),
+            "right logits cost": classification(
+                lambda self, sound, x, targets, labels: sound(x, 1 - targets, labels)
+            ),
+            "right boxes cost": box(lambda self, sound, *x: (-sound(*x) / 1000).exp()),
         },
         "ignored_anchors_have_no_say_in_classification": {
             "ignored anchors get a gradient for their logits with an ordinary batch; wanted "
-            "none": classification(lambda _, sound, x, t, labels: sound(x, t, labels.clamp(min=0)))
+            "none": classification(
+                lambda self, sound, x, t, labels: sound(x, t, labels.clamp(min=0))
+            )
         },
         "only_pairs_that_count_train_boxes": {
             "or in masked pairs only, get": box(forgets_the_mask)
         },
         "padding_changes_nothing": {
             "changes the result: loss_box_reg": box(
-                lambda _, sound, p, t, m: ((p - t).abs().sum(-1) * m.pair_mask).mean()
+                lambda self, sound, p, t, m: ((p - t).abs().sum(-1) * m.pair_mask).mean()
             )
         },
         "loss_is_deterministic": {
@@ -130,9 +141,11 @@ class TestLoss(SlotTests):
         "inputs_are_left_alone": {"match.labels was changed in place": calls(relabels_in_place)},
         "never_waits_for_the_device": {
             "it reads a value on the host": box(
-                lambda _, sound, p, t, m: sound(p, t, m) / max(1, int(m.pair_mask.sum()))
+                lambda self, sound, p, t, m: sound(p, t, m) / max(1, int(m.pair_mask.sum()))
             ),
             "or mixes devices": classification(lambda *_: torch.zeros((), requires_grad=True)),
-            "x is on cpu; wanted the": calls(lambda *_: {"x": torch.zeros((), requires_grad=True)}),
+            "loss is on cpu; wanted the": calls(
+                lambda *_: {"loss": torch.zeros((), requires_grad=True)}
+            ),
         },
     }

@@ -38,10 +38,8 @@ def test_the_cases_of_a_plugin_are_those_of_its_parts():
     cases = find_cases(EXAMPLE, OVERRIDES)
     checks = [*SLOTS["encoder"].checks, *SLOTS["matcher"].checks]
     assert [case.check for case in cases] == checks
-    assert {case.part for case in cases} == {
-        "encoder/LargeKernelEncoder",
-        "matcher/CenterDistanceMatcher",
-    }
+    parts = {"encoder/LargeKernelEncoder", "matcher/CenterDistanceMatcher"}
+    assert {case.part for case in cases} == parts
     assert str(cases[0]) == "encoder/LargeKernelEncoder/is_an_encoder"
 
 
@@ -102,14 +100,9 @@ def test_the_command_passes_the_example(capsys):
 def test_the_command_fails_a_file_with_a_broken_part_from_any_folder(tmp_path):
     broken = Path(EXAMPLE).read_text().replace("size // 2", "size // 2 - 1")
     (tmp_path / "mine.py").write_text(broken)
-    result = subprocess.run(
-        [sys.executable, "-m", "yolof_d2.conformance", "mine.py", *OVERRIDES],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, "-m", "yolof_d2.conformance", "mine.py", *OVERRIDES]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert result.returncode == 1, result.stderr
     lines = result.stdout.splitlines()
     assert "Traceback" not in result.stdout + result.stderr

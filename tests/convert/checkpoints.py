@@ -58,9 +58,13 @@ def refused(*words: object) -> bool:
 
 
 def equal(first: Weights, second: Weights) -> bool:
-    return first.keys() == second.keys() and all(
-        torch.equal(first[name], second[name]) for name in first
-    )
+    same = (torch.equal(tensor, second[name]) for name, tensor in first.items())
+    return first.keys() == second.keys() and all(same)
+
+
+def backbone_counters(weights: Weights) -> set[str]:
+    """Names in an mmdet file that a frozen norm here has no place for."""
+    return {n for n in weights if n.startswith("backbone.") and n.endswith("num_batches_tracked")}
 
 
 class RecordingCheckpointer(DetectionCheckpointer):

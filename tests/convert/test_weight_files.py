@@ -75,15 +75,13 @@ def test_safetensors_are_read(resnet18, tmp_path):
     assert torch.equal(ours["res5.1.conv2.norm.bias"], resnet18.state_dict()["layer4.1.bn2.bias"])
 
 
-@pytest.mark.parametrize(
-    "name", ["text.pth", "empty.pth", "cut.pth", "pickle.pth", "a.safetensors"]
-)
+@pytest.mark.parametrize("name", ["text.pth", "empty.pth", "cut.pth", "pkl.pth", "a.safetensors"])
 def test_what_is_no_checkpoint_is_named_in_one_line(name, resnet18, tmp_path, caplog):
     path = tmp_path / name
     if name == "cut.pth":
         save(resnet18.state_dict(), path)
         path.write_bytes(path.read_bytes()[:5000])
-    elif name == "pickle.pth":
+    elif name == "pkl.pth":
         path.write_bytes(pickle.dumps({"a": 1}, protocol=2))
     else:
         path.write_text("" if name == "empty.pth" else "<html>not found</html>")

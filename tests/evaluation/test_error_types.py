@@ -21,13 +21,8 @@ OBJECT = [0.0, 0.0, 100.0, 100.0]
 
 
 def annotation(box: list[float], category: int = 1, image: int = 1, crowd: int = 0):
-    return {
-        "image_id": image,
-        "category_id": category,
-        "bbox": box,
-        "area": box[2] * box[3],
-        "iscrowd": crowd,
-    }
+    place = {"image_id": image, "category_id": category, "bbox": box}
+    return {**place, "area": box[2] * box[3], "iscrowd": crowd}
 
 
 def truth(*annotations: dict[str, Any], images: int = 1) -> dict[str, Any]:
@@ -90,10 +85,8 @@ def test_a_detection_in_a_crowd_of_its_class_is_no_error():
 
 def test_of_two_objects_with_equal_overlap_the_last_is_taken_as_in_coco():
     left, between, right, beyond = ([x, 0.0, 100.0, 100.0] for x in (0.0, 20.0, 40.0, 60.0))
-    case = (
-        truth(annotation(left), annotation(right)),
-        [detection(between, 0.9), detection(beyond, 0.8)],
-    )
+    found = [detection(between, 0.9), detection(beyond, 0.8)]
+    case = truth(annotation(left), annotation(right)), found
     analysis = analyse_errors(*case)
     assert analysis.counts["duplicate"] == 1  # the second comes too late for the right object
     assert analysis.ap50 == pycocotools_ap50(*case)
@@ -254,15 +247,11 @@ def test_ap50_is_that_of_pycocotools_to_the_last_bit(seed, max_detections):
 def test_some_of_the_images_are_analysed_as_if_there_were_no_others(seed):
     ground_truth, detections = random_case(seed)
     some = {2, 3, 7}
-    reduced = {
-        **ground_truth,
-        "images": [image for image in ground_truth["images"] if image["id"] in some],
-    }
+    images = [image for image in ground_truth["images"] if image["id"] in some]
     kept = [found for found in detections if found["image_id"] in some]
-    np.testing.assert_equal(
-        vars(analyse_errors(ground_truth, detections, image_ids=some)),
-        vars(analyse_errors(reduced, kept)),
-    )
+    expected = analyse_errors({**ground_truth, "images": images}, kept)
+    analysis = analyse_errors(ground_truth, detections, image_ids=some)
+    np.testing.assert_equal(vars(analysis), vars(expected))
 
 
 # ---- TIDE's own code, tidecv 1.0.1: (AP50 points, number of errors), printed by

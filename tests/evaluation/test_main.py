@@ -56,16 +56,14 @@ def test_of_two_runs_the_second_minus_the_first_is_shown(make_run, tmp_path, cap
     output = tmp_path / "errors.json"
     assert main([*map(str, runs), "--json", str(output)]) == 0
     written = json.loads(output.read_text())
-    a, b = written["runs"]
-    difference = written["difference"]
+    (a, b), difference = written["runs"], written["difference"]
     assert difference["ap50"] == b["ap50"] - a["ap50"] != 0
-    for kind in difference["gains"]:
-        assert difference["gains"][kind] == b["gains"][kind] - a["gains"][kind]
-        assert difference["counts"][kind] == b["counts"][kind] - a["counts"][kind]
+    gains, counts = difference["gains"], difference["counts"]
+    for kind in gains:
+        assert gains[kind] == b["gains"][kind] - a["gains"][kind]
+        assert counts[kind] == b["counts"][kind] - a["counts"][kind]
     (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("background")]
-    assert line.endswith(
-        f" {difference['gains']['background']:.2f} ({difference['counts']['background']})"
-    )
+    assert line.endswith(f" {gains['background']:.2f} ({counts['background']})")
 
 
 def test_what_cannot_be_measured_is_null_in_json(make_run, tmp_path, capsys):

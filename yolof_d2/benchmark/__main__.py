@@ -34,48 +34,24 @@ def build_parser() -> argparse.ArgumentParser:
         "python -m yolof_d2.benchmark",
         description="Time models side by side: speed, memory and multiply-adds, by part.",
     )
-    parser.add_argument(
-        "configs",
-        nargs="*",
-        metavar="CONFIG",
-        help="config files; the others are compared with the first "
-        "(default: YOLOF R50-C5 and RetinaNet R50-FPN)",
-    )
-    parser.add_argument(
-        "--size",
-        nargs=2,
-        type=int,
-        default=(800, 1216),
-        metavar=("HEIGHT", "WIDTH"),
-        help="of an image in pixels, before padding (default: 800 1216)",
-    )
-    parser.add_argument(
-        "--batch-size",
-        nargs=2,
-        type=int,
-        metavar=("TRAINING", "INFERENCE"),
-        help="images of a step (default: 2 1 on a GPU, 1 1 on a CPU)",
-    )
     add = parser.add_argument
+    configs = "config files; the others are compared with the first "
+    configs += "(default: YOLOF R50-C5 and RetinaNet R50-FPN)"
+    add("configs", nargs="*", metavar="CONFIG", help=configs)
+    size = "of an image in pixels, before padding (default: 800 1216)"
+    add("--size", nargs=2, type=int, default=(800, 1216), metavar=("HEIGHT", "WIDTH"), help=size)
+    images = "images of a step (default: 2 1 on a GPU, 1 1 on a CPU)"
+    add("--batch-size", nargs=2, type=int, metavar=("TRAINING", "INFERENCE"), help=images)
     add("--objects", type=int, default=7, help="boxes in a training image (default: %(default)s)")
     passing = "candidates above the score threshold in a test image (default: %(default)s)"
     add("--boxes", type=int, default=300, help=passing)
     add("--warmup", type=int, help="rounds before those that count (default: 50; 1 on a CPU)")
     add("--iterations", type=int, help="rounds that count (default: 200; 6 on a CPU)")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("output/benchmark"),
-        help="folder of JSON, table and plot (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--opts",
-        nargs=argparse.REMAINDER,
-        default=[],
-        metavar="KEY VALUE",
-        help="config keys for all models, at the end, such as MODEL.DEVICE cpu or "
-        "SOLVER.AMP.ENABLED True",
-    )
+    folder = "folder of JSON, table and plot (default: %(default)s)"
+    add("--output", type=Path, default=Path("output/benchmark"), help=folder)
+    opts = "config keys for all models, at the end, such as MODEL.DEVICE cpu or "
+    opts += "SOLVER.AMP.ENABLED True"
+    add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help=opts)
     return parser
 
 

@@ -32,13 +32,9 @@ def describe_cost(cfg: CfgNode, size: tuple[int, int]) -> dict[str, Any]:
     """
     model = build_meta_model(cfg)
     padded = family_of_model(model).padded_size(model, size)
-    multiply_adds, not_counted = count_by_part(model, padded)
-    return {
-        "padded_size": list(padded),
-        "parameters": parameters_by_part(model),
-        "multiply_adds": multiply_adds,
-        "not_counted": not_counted,
-    }
+    multiply_adds, others = count_by_part(model, padded)
+    counted = {"parameters": parameters_by_part(model), "multiply_adds": multiply_adds}
+    return {"padded_size": list(padded), **counted, "not_counted": others}
 
 
 def parameters_by_part(model: nn.Module) -> dict[str, dict[str, int]]:

@@ -71,7 +71,8 @@ def summarise(times: Times, first: Times, mode: str, batch_size: int) -> dict[st
     """Sum up the times of a model, compared with the ``first`` one in the same rounds."""
     ratios = [mine / other for mine, other in zip(times["whole"], first["whole"], strict=True)]
     median = statistics.median(times["whole"])
-    low, high, confidence = median_interval(ratios)
+    interval = zip(("low", "high", "confidence"), median_interval(ratios), strict=True)
+    ratio = {"median": statistics.median(ratios), **dict(interval)}
     steps = zip(times["parts"], times["whole"], strict=True)
     marks = [sum(parts.values()) / whole for parts, whole in steps]
     return {
@@ -79,12 +80,7 @@ def summarise(times: Times, first: Times, mode: str, batch_size: int) -> dict[st
         "median_seconds": median,
         "p95_seconds": percentile(times["whole"], 95),
         "images_per_second": batch_size / median,
-        "ratio_to_first": {
-            "median": statistics.median(ratios),
-            "low": low,
-            "high": high,
-            "confidence": confidence,
-        },
+        "ratio_to_first": ratio,
         "median_seconds_of_parts": {
             part: statistics.median(step.get(part, 0.0) for step in times["parts"])
             for part in PARTS[mode]

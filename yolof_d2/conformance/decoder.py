@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from yolof_d2.modeling import Decoder, build_decoder
 
-from . import modules
 from .expectations import expect, expect_kind
 from .modules import ModuleSubject, livened
 
@@ -96,12 +95,3 @@ def anchors_come_in_the_order_of_the_generator(subject: DecoderSubject) -> None:
             f"of the cells {cells}, the outputs at the place of {(y, x)} in the order (H, W, A) "
             f"{seen}; wanted that they depend most on {(y, x)}",
         )
-
-
-CHECKS = (
-    is_a_decoder,
-    each_anchor_gets_its_outputs,
-    one_class_and_one_anchor_keep_their_dimensions,
-    anchors_come_in_the_order_of_the_generator,
-    *modules.CHECKS,
-)

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from yolof_d2.modeling import Encoder, build_encoder
 
-from . import modules
 from .expectations import expect, expect_kind
 from .modules import ModuleSubject
 
@@ -72,6 +71,3 @@ def expect_stride(got: list[int], size: tuple[int, int], stride: int, declared_s
             f"{size[0]} x {size[1]} cells of {stride} pixels became {got[0]} x {got[1]}; "
             f"the declared stride of {declared_stride} gives {exact:g} in place of {cells}",
         )
-
-
-CHECKS = (is_an_encoder, output_has_the_declared_shape, *modules.CHECKS)

@@ -58,12 +58,10 @@ def result_has_the_documented_types_and_shapes(subject: MatcherSubject) -> None:
         num_images, num_anchors = scene.boxes.shape[:2]
         for name, value in vars(match).items():
             dtype = torch.bool if name == "pair_mask" else torch.int64
-            expect(
-                value.dtype == dtype, f"{name} is {value.dtype} with {scene.title}; wanted {dtype}"
-            )
-            wanted = [num_images, num_anchors]
-            if name != "labels":
-                wanted[1] = match.pair_mask.shape[-1]
+            got = f"{name} is {value.dtype} with {scene.title}"
+            expect(value.dtype == dtype, f"{got}; wanted {dtype}")
+            pairs = match.pair_mask.shape[-1]
+            wanted = [num_images, num_anchors if name == "labels" else pairs]
             expect(
                 list(value.shape) == wanted,
                 f"{name} has shape {list(value.shape)} with {scene.title}; wanted {wanted}",
@@ -150,13 +148,8 @@ def images_do_not_depend_on_their_batch(subject: MatcherSubject) -> None:
     """An image is matched in a batch as it is alone."""
     for scene, match in subject.matches():
         for n in range(len(scene.boxes)):
-            _expect_same_match(
-                subject.match(scene.alone(n)),
-                0,
-                match,
-                n,
-                f"image {n} alone, and in its batch with {scene.title},",
-            )
+            who = f"image {n} alone, and in its batch with {scene.title},"
+            _expect_same_match(subject.match(scene.alone(n)), 0, match, n, who)
 
 
 def padding_changes_nothing(subject: MatcherSubject) -> None:
@@ -169,18 +162,16 @@ def padding_changes_nothing(subject: MatcherSubject) -> None:
 def matching_is_deterministic(subject: MatcherSubject) -> None:
     """Two matchers built alike match alike, also with PyTorch's deterministic algorithms."""
     for scene, match in subject.matches():
-        _expect_same_matches(
-            subject.match(scene), match, f"in two runs on the same input ({scene.title})"
-        )
+        again = subject.match(scene)
+        _expect_same_matches(again, match, f"in two runs on the same input ({scene.title})")
         was = torch.are_deterministic_algorithms_enabled()
         torch.use_deterministic_algorithms(True)
         try:
             deterministic = subject.match(scene)
         finally:
             torch.use_deterministic_algorithms(was)
-        _expect_same_matches(
-            deterministic, match, f"with deterministic algorithms and without ({scene.title})"
-        )
+        when = f"with deterministic algorithms and without ({scene.title})"
+        _expect_same_matches(deterministic, match, when)
 
 
 def matching_is_the_same_under_autocast(subject: MatcherSubject) -> None:
@@ -188,9 +179,8 @@ def matching_is_the_same_under_autocast(subject: MatcherSubject) -> None:
     for scene, match in subject.matches():
         with torch.autocast("cpu", dtype=torch.bfloat16):
             under_autocast = subject.match(scene)
-        _expect_same_matches(
-            under_autocast, match, f"under autocast, and without it ({scene.title}),"
-        )
+        when = f"under autocast, and without it ({scene.title}),"
+        _expect_same_matches(under_autocast, match, when)
 
 
 def builds_no_graph(subject: MatcherSubject) -> None:
@@ -240,8 +230,7 @@ def _expect_in_range(scene: Scene, match: MatchResult) -> None:
         value = getattr(match, name)
         wrong = value[(value < lowest) | (value > highest)].unique().tolist()
         expect(
-            not wrong,
-            f"{name} holds {wrong[:5]} with {scene.title}; wanted {lowest} to {highest}",
+            not wrong, f"{name} holds {wrong[:5]} with {scene.title}; wanted {lowest} to {highest}"
         )
 
 
@@ -265,23 +254,3 @@ def _pairs(match: MatchResult, n: int) -> list[tuple[int, int]]:
     mask = match.pair_mask[n]
     idx = (match.pair_anchor_idx[n][mask].tolist(), match.pair_gt_idx[n][mask].tolist())
     return sorted(zip(*idx, strict=True))
-
-
-CHECKS = (
-    is_a_matcher,
-    result_has_the_documented_types_and_shapes,
-    labels_and_indices_are_in_range,
-    objects_get_anchors,
-    images_without_objects_have_no_positives,
-    padding_is_in_no_pair,
-    positives_have_the_class_of_an_object_of_their_image,
-    paired_anchors_are_not_background,
-    images_do_not_depend_on_their_batch,
-    padding_changes_nothing,
-    matching_is_deterministic,
-    matching_is_the_same_under_autocast,
-    builds_no_graph,
-    inputs_are_left_alone,
-    survives_predictions_that_are_not_finite,
-    never_waits_for_the_device,
-)

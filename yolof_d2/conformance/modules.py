@@ -97,10 +97,8 @@ def gradients_reach_every_parameter(subject: ModuleSubject) -> None:
         # Random weights: the plain sum is constant behind some norms.
         weighted = [(value.float() * torch.randn(value.shape)).sum() for value in outputs.values()]
         total = torch.stack(weighted).sum()
-        expect(
-            total.requires_grad,
-            f"in {_mode(mode)} the output has no gradient at all; was it detached?",
-        )
+        none = f"in {_mode(mode)} the output has no gradient at all; was it detached?"
+        expect(total.requires_grad, none)
         of_x, *of_all = torch.autograd.grad(total, [x, *parameters.values()], allow_unused=True)
         expect(
             not subject.passes_gradients or (of_x is not None and bool(of_x.any())),
@@ -200,12 +198,9 @@ def weights_survive_saving_and_loading(subject: ModuleSubject) -> None:
     fresh = subject.build().eval()
     with raising_means("a newly built part does not take the saved weights"):
         fresh.load_state_dict(torch.load(file))
-    expect_same(
-        _run(subject, fresh, x),
-        _run(subject, part, x),
-        "a newly built part with the saved weights differs; "
-        "is a tensor no parameter and no registered buffer?",
-    )
+    differs = "a newly built part with the saved weights differs; "
+    differs += "is a tensor no parameter and no registered buffer?"
+    expect_same(_run(subject, fresh, x), _run(subject, part, x), differs)
 
 
 def can_be_copied_and_pickled(subject: ModuleSubject) -> None:
@@ -231,13 +226,9 @@ def can_be_traced(subject: ModuleSubject) -> None:
     wanted = _run(subject, part, other)
     with torch.no_grad(), raising_means(f"traced at {subject.size}, it fails at another size"):
         got = dict(zip(wanted, traced(other), strict=True))
-    expect_same(
-        got,
-        wanted,
-        f"traced with one image of {subject.size} cells, it is wrong for two of "
-        f"{subject.other_size}; is a size or a batch turned into a Python number?",
-        ROUNDING,
-    )
+    wrong = f"traced with one image of {subject.size} cells, it is wrong for two of "
+    wrong += f"{subject.other_size}; is a size or a batch turned into a Python number?"
+    expect_same(got, wanted, wrong, ROUNDING)
 
 
 def never_waits_for_the_device(subject: ModuleSubject) -> None:
@@ -257,21 +248,6 @@ def on_meta_device() -> AbstractContextManager[None]:
         "it reads a value on the host (.item(), .nonzero(), a mask as index, if on a tensor) or "
         "mixes devices; wanted neither, as the host would wait for the GPU"
     )
-
-
-CHECKS = (
-    output_is_finite,
-    gradients_reach_every_parameter,
-    evaluation_is_deterministic,
-    input_is_left_alone,
-    images_do_not_depend_on_their_batch,
-    works_under_bfloat16_autocast,
-    works_under_float16_autocast,
-    weights_survive_saving_and_loading,
-    can_be_copied_and_pickled,
-    can_be_traced,
-    never_waits_for_the_device,
-)
 
 
 class _Flat(nn.Module):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
+import sys
 import unittest
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,32 +35,36 @@ class Slot:
         key: the config key that selects a part by name.
         registry: where parts are registered.
         subject: makes the argument of the checks from a config that selects a part.
-        checks: the first says whether there is a part at all.
     """
 
     key: str
     registry: Registry
-    subject: Callable[[CfgNode], Any]
-    checks: tuple[Check, ...]
+    subject: type
+
+    @property
+    def checks(self) -> list[Check]:
+        """All functions that take a subject, of its module and of those of its base classes.
+
+        They come as they are written; the first says whether there is a part at all.
+        """
+        modules = [sys.modules[kind.__module__] for kind in inspect.getmro(self.subject)]
+        functions = [each for module in modules for each in vars(module).items()]
+        return [
+            each
+            for name, each in functions
+            if inspect.isfunction(each)
+            and not name.startswith("_")
+            and [*inspect.signature(each).parameters] == ["subject"]
+        ]
 
 
 SLOTS = {
-    "encoder": Slot(
-        "MODEL.YOLOF.ENCODER.NAME", ENCODER_REGISTRY, encoder.EncoderSubject, encoder.CHECKS
-    ),
-    "decoder": Slot(
-        "MODEL.YOLOF.DECODER.NAME", DECODER_REGISTRY, decoder.DecoderSubject, decoder.CHECKS
-    ),
-    "matcher": Slot(
-        "MODEL.YOLOF.MATCHER.NAME", MATCHER_REGISTRY, matcher.MatcherSubject, matcher.CHECKS
-    ),
-    "loss": Slot("MODEL.YOLOF.LOSS.NAME", LOSS_REGISTRY, loss.LossSubject, loss.CHECKS),
-    "backbone": Slot(
-        "MODEL.BACKBONE.NAME", BACKBONE_REGISTRY, backbone.BackboneSubject, backbone.CHECKS
-    ),
-    "meta_arch": Slot(
-        "MODEL.META_ARCHITECTURE", META_ARCH_REGISTRY, meta_arch.MetaArchSubject, meta_arch.CHECKS
-    ),
+    "encoder": Slot("MODEL.YOLOF.ENCODER.NAME", ENCODER_REGISTRY, encoder.EncoderSubject),
+    "decoder": Slot("MODEL.YOLOF.DECODER.NAME", DECODER_REGISTRY, decoder.DecoderSubject),
+    "matcher": Slot("MODEL.YOLOF.MATCHER.NAME", MATCHER_REGISTRY, matcher.MatcherSubject),
+    "loss": Slot("MODEL.YOLOF.LOSS.NAME", LOSS_REGISTRY, loss.LossSubject),
+    "backbone": Slot("MODEL.BACKBONE.NAME", BACKBONE_REGISTRY, backbone.BackboneSubject),
+    "meta_arch": Slot("MODEL.META_ARCHITECTURE", META_ARCH_REGISTRY, meta_arch.MetaArchSubject),
 }
 
 # A part whose class attribute not_promised maps one of these to a reason is excused from it.

@@ -54,13 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("target", type=Path, metavar="TARGET", help="file to write, *.pth")
     direction = parser.add_mutually_exclusive_group()
     direction.add_argument("--from", dest="from_", choices=FORMATS, help="SOURCE is theirs")
-    direction.add_argument(
-        "--to", choices=("mmdet", "torchvision"), help="SOURCE is ours, TARGET theirs"
-    )
+    to = ("mmdet", "torchvision")
+    direction.add_argument("--to", choices=to, help="SOURCE is ours, TARGET theirs")
     parser.add_argument("--config-file", default="", metavar="FILE", help="of our model")
-    parser.add_argument(
-        "--unsafe", action="store_true", help="also read Python objects, which may run code"
-    )
+    unsafe = "also read Python objects, which may run code"
+    parser.add_argument("--unsafe", action="store_true", help=unsafe)
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="change the config")
     args = parser.parse_intermixed_args(arguments)
     return run_command(logger.name, lambda: _run(args))
@@ -136,11 +134,9 @@ def _report(title: str, result: Conversion, others: Sequence[str]) -> None:
         logger.info("  left out: %d, %s (%s)", len(names), reason, show(names, 3))
     if others:
         logger.info("  left out: no weights (%s)", show(others, 10))
-    if result.not_placed:
-        lines = "\n    ".join(["", *result.not_placed])
-        logger.warning(
-            "  NOT PLACED: %d, for which the model has no place%s", len(result.not_placed), lines
-        )
+    if left := result.not_placed:
+        lines = "\n    ".join(["", *left])
+        logger.warning("  NOT PLACED: %d, for which the model has no place%s", len(left), lines)
 
 
 def _format_config(keys: Mapping[str, Any]) -> str:

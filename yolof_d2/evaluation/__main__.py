@@ -27,10 +27,7 @@ from .error_types import ERROR_KINDS, ErrorAnalysis, analyse_errors
 
 
 def analyse_runs(run_folders: Sequence[Path]) -> list[ErrorAnalysis]:
-    """Analyse the last evaluation of runs, from their ``config.yaml`` and their detections.
-
-    Args:
-        run_folders: the ``OUTPUT_DIR`` of each.
+    """Analyse the last evaluation of runs, from ``config.yaml`` and detections in their folders.
 
     Raises:
         DataError: a folder holds no evaluated run, its ground truth cannot be read, or runs were

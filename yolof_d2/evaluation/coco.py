@@ -60,12 +60,9 @@ class COCOBoxEvaluator(COCOEvaluator):
         self._logger.info("Evaluating predictions with faster-coco-eval...")
         coco_eval = None  # what Detectron2 has for no detections
         if detections:
-            coco_eval = COCOeval_faster(
-                self._coco_api,
-                self._coco_api.loadRes(detections),
-                "bbox",
-                print_function=lambda *_: None,
-            )
+            found = self._coco_api.loadRes(detections)
+            quiet = {"print_function": lambda *_: None}
+            coco_eval = COCOeval_faster(self._coco_api, found, "bbox", **quiet)
             coco_eval.params.maxDets = self._max_dets_per_image
             if img_ids is not None:
                 coco_eval.params.imgIds = list(img_ids)
@@ -75,10 +72,7 @@ class COCOBoxEvaluator(COCOEvaluator):
         )
 
         errors = analyse_errors(self._coco_api.dataset, detections, image_ids=img_ids).gains
-        self._logger.info(
-            "AP50 gained by fixing each error type: \n%s",
-            create_small_table(errors),
-        )
+        self._logger.info("AP50 gained by fixing each error type: \n%s", create_small_table(errors))
         self._results["errors"] = errors
 
     def _with_dataset_categories(self, detections: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -87,22 +81,16 @@ class COCOBoxEvaluator(COCOEvaluator):
         if to_class is None:
             return detections
         to_category = {number: category for category, number in to_class.items()}
-        unknown = {detection["category_id"] for detection in detections} - set(to_category)
+        unknown = {found["category_id"] for found in detections} - set(to_category)
         if unknown:
             raise DataError(
                 f"A detection is of class {max(unknown)}, but data set {self._metadata.name} has "
                 f"{len(to_category)} classes: the model was trained for others"
             )
-        return [
-            {**detection, "category_id": to_category[detection["category_id"]]}
-            for detection in detections
-        ]
+        return [{**d, "category_id": to_category[d["category_id"]]} for d in detections]
 
     def _derive_coco_results(
-        self,
-        coco_eval: COCOeval_faster | None,
-        iou_type: str,
-        class_names: list[str] | None = None,
+        self, coco_eval: COCOeval_faster | None, iou_type: str, class_names: list[str] | None = None
     ) -> dict[str, float]:
         """Add average recall to Detectron2's results and tables, behind the six kinds of AP."""
         results = super()._derive_coco_results(coco_eval, iou_type, class_names)

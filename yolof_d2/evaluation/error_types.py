@@ -170,19 +170,14 @@ def _read_boxes(
     """Read annotations or detections; those of other images or categories are left out."""
     image_index = {image: index for index, image in enumerate(images)}
     category_index = {category: index for index, category in enumerate(categories)}
-    entries = [
-        entry
-        for entry in entries
-        if entry["image_id"] in image_index and entry["category_id"] in category_index
-    ]
+    known = (e for e in entries if e["image_id"] in image_index)
+    boxes = [e for e in known if e["category_id"] in category_index]
     return _Boxes(
-        image=np.array([image_index[entry["image_id"]] for entry in entries], dtype=np.int64),
-        category=np.array(
-            [category_index[entry["category_id"]] for entry in entries], dtype=np.int64
-        ),
-        xywh=np.array([entry["bbox"] for entry in entries], dtype=np.float64).reshape(-1, 4),
-        score=np.array([entry.get("score", 0) for entry in entries], dtype=np.float64),
-        crowd=np.array([entry.get("iscrowd", 0) for entry in entries], dtype=np.bool_),
+        image=np.array([image_index[box["image_id"]] for box in boxes], dtype=np.int64),
+        category=np.array([category_index[box["category_id"]] for box in boxes], dtype=np.int64),
+        xywh=np.array([box["bbox"] for box in boxes], dtype=np.float64).reshape(-1, 4),
+        score=np.array([box.get("score", 0) for box in boxes], dtype=np.float64),
+        crowd=np.array([box.get("iscrowd", 0) for box in boxes], dtype=np.bool_),
     )
 
 
@@ -270,9 +265,7 @@ def _match(overlaps: _Floats) -> _Ints:
 
 
 def _choose_fixable(kind: _Ints, target: _Ints) -> _Bools:
-    """Return which detections (D,) become correct with the right class or box: of each object that
-    was not found, the best of those that belong to it.
-    """
+    """Return (D,) whether to fix a detection: the best that belongs to an object not found."""
     candidates = np.flatnonzero((kind == _LOCALISATION) | (kind == _CLASSIFICATION))
     candidates = candidates[~np.isin(target[candidates], target[kind == _CORRECT])]
     # An object is of one image, and detections of an image are in the order of their scores.

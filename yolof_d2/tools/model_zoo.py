@@ -104,16 +104,12 @@ def _describe_backbone(cfg: CfgNode) -> str:
     return f"{kind}-{node.DEPTH}{groups}{dilated}{narrow}"
 
 
-def _is_model(file: Path) -> bool:
-    """Return whether a config is run by itself, and not only named by ``_BASE_``."""
-    return not file.name.startswith("Base-") and file.parent.name != "fragments"
-
-
 def _model_rows(
     configs: Path, records: dict[str, list[tuple[Path, dict[str, Any]]]]
 ) -> Iterator[dict[str, str]]:
-    files = [file for file in configs.rglob("*.yaml") if _is_model(file)]
-    for file in sorted(files, key=lambda file: (len(file.parts), file)):
+    for file in sorted(configs.rglob("*.yaml"), key=lambda file: (len(file.parts), file)):
+        if file.name.startswith("Base-") or file.parent.name == "fragments":
+            continue  # only named by _BASE_
         cfg = build_cfg(str(file))
         model = build_meta_model(cfg)
         size = input_size(cfg, model)
