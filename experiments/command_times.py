@@ -46,9 +46,8 @@ def pretend_finished(records: Ledger, sweep_file: Path) -> None:
     """Write what finished runs leave, without training."""
     loaded = load_sweep(str(sweep_file))
     resolved = resolve_runs(loaded, records.cache)
-    records.write_sweep(
-        sweep_record(loaded, resolved), [run_record(loaded, each) for each in resolved]
-    )
+    runs = [run_record(loaded, each) for each in resolved]
+    records.write_sweep(sweep_record(loaded, resolved), runs)
     identities = [each.id for each in resolved]
     records.write_submission(Submission(token="t", executor="slurm", job_id="1", runs=identities))
     records.claim("t", identities)

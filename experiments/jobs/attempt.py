@@ -33,12 +33,7 @@ _FRUITLESS_ATTEMPTS = 5  # in a row without one iteration, after which a run is 
 
 
 class Attempt:
-    """One start of a job, as one of its ranks sees it.
-
-    Attributes:
-        name: unique to this start of this job.
-        progress: what rank 0 wrote last.
-    """
+    """One start of a job, as one of its ranks sees it."""
 
     def __init__(self, root: str, identity: str, token: str):
         self.ledger = Ledger(Path(root))
@@ -49,10 +44,10 @@ class Attempt:
         self.env = submitit.JobEnvironment()
         self.rank, self.ranks = self.env.global_rank, self.env.num_tasks
         self.ranks_per_node = self.ranks // self.env.num_nodes
-        # SLURM keeps the id of a requeued job and counts its restarts; submitit's local jobs keep
-        # theirs too, and are never restarted while an old process is left.
+        # Unique to this start of this job. SLURM keeps the id of a requeued job and counts its
+        # restarts; submitit's local jobs are never restarted while an old process is left.
         self.name = f"{self.env.job_id}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"
-        self.progress = Progress()
+        self.progress = Progress()  # what rank 0 wrote last
 
     def is_superseded(self) -> bool:
         """Whether another submission has claimed the run since."""
@@ -95,13 +90,11 @@ class Attempt:
         for path in self.env.paths.folder.glob(f"{self.env.job_id}_*.save_tmp"):
             path.unlink(missing_ok=True)
         done = before.iteration or 0
-        span = AttemptSpan(
-            token=self.token, job_id=self.env.job_id, started=now(), first=done, last=done
-        )
+        job = {"token": self.token, "job_id": self.env.job_id}
+        span = AttemptSpan(**job, started=now(), first=done, last=done)
         self.progress = before
         self.report(
-            token=self.token,
-            job_id=self.env.job_id,
+            **job,
             process_start=process_start(self.env.job_id),
             node=os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
             state="starting",
@@ -130,11 +123,9 @@ class Attempt:
 
     def fail(self, error: BaseException) -> None:
         """Record a failure, on any rank, for ``status``."""
-        kind = ""
+        kind = "timed out" if isinstance(error, UncompletedJobError) else ""
         if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
             kind = "out of memory"
-        elif isinstance(error, UncompletedJobError):
-            kind = "timed out"
         line = (str(error).strip().splitlines() or [""])[0]
         own = isinstance(error, (UserError, UncompletedJobError))
         failure = Failure(

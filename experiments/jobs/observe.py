@@ -76,20 +76,17 @@ class _Observer:
         submission = self._submissions[claim.token]
         executor = submission.executor
         if progress.state == "finished":
-            return Observation(
-                State.FINISHED, "", progress.job_id, progress.node, executor, progress
-            )
+            place = (progress.job_id, progress.node, executor)
+            return Observation(State.FINISHED, "", *place, progress)
         if submission.error or not executor:
-            return Observation(
-                State.MISSING, submission.error or "being submitted, or cut off", progress=progress
-            )
+            reason = submission.error or "being submitted, or cut off"
+            return Observation(State.MISSING, reason, progress=progress)
         # What another submission's job wrote says how far the run came, not how it fares now.
         current = progress if progress.token == claim.token else Progress()
         failure = first_failure(self._ledger.run_folder(identity), claim.token)
         if failure is not None:
-            current = current.model_copy(
-                update={"state": "failed", "reason": failure.reason, "kind": failure.kind}
-            )
+            update = {"state": "failed", "reason": failure.reason, "kind": failure.kind}
+            current = current.model_copy(update=update)
         run = ClaimedRun(self._ledger, claim, submission, progress, current)
         return self._watches[executor].observe(run)
 

@@ -27,7 +27,7 @@ def render_plan(
     ledger: Ledger,
     loaded: LoadedSweep,
     resolved: Sequence[ResolvedRun],
-    cluster_name: str,
+    name: str,
     cluster: Cluster,
 ) -> str:
     """Describe the runs of a sweep: which of them exist, and what the rest would cost."""
@@ -45,14 +45,10 @@ def render_plan(
         _table(loaded.baseline, resolved, seen),
         "",
     ]
-    estimate = estimate_iteration(
-        loaded.sweep.resources.seconds_per_iteration,
-        [observation.progress for observation in seen.values()],
-    )
+    given = loaded.sweep.resources.seconds_per_iteration
+    estimate = estimate_iteration(given, [each.progress for each in seen.values()])
     if missing:
-        lines.append(
-            f"To submit: {len(missing)} on {cluster_name}, {cluster.max_parallel} at a time"
-        )
+        lines.append(f"To submit: {len(missing)} on {name}, {cluster.max_parallel} at a time")
         if BACKENDS[cluster.executor].queues:
             plan = plan_time(cluster, estimate, max(each.iterations for each in missing))
             lines.append(plan.sentence[0].upper() + plan.sentence[1:])

@@ -38,12 +38,9 @@ FINISHED = "finished"
 
 
 def run_rank(root: str, identity: str, token: str) -> str:
-    """Train a run on this rank, from its last checkpoint.
+    """Train a run of the ledger in ``root`` on this rank, from its last checkpoint.
 
-    Args:
-        root: folder of the ledger.
-        identity: the run.
-        token: the submission that this job belongs to.
+    ``token`` is of the submission that this job belongs to.
 
     Returns:
         ``"finished"``, or ``"superseded"`` if another submission has claimed the run since.

@@ -41,7 +41,7 @@ def init_process_group(
         folder: on a disk that all nodes see.
         start: names this start of this job.
         failure: a file that exists when rank 0 has failed; the others then stop waiting.
-        rank, ranks, ranks_per_node: of this process and its job; of one rank, no group is made.
+        ranks: of one rank, no group is made.
 
     Raises:
         ExperimentError: rank 0 does not appear.
@@ -52,13 +52,9 @@ def init_process_group(
     if ranks == 1:
         return
     meeting_point = folder / f"rendezvous-{start}.json"
-    store = _meet(meeting_point, failure, rank, ranks)
-    dist.init_process_group(
-        "nccl" if gpus else "gloo",
-        store=dist.PrefixStore(start, store),
-        rank=rank,
-        world_size=ranks,
-    )
+    store = dist.PrefixStore(start, _meet(meeting_point, failure, rank, ranks))
+    backend = "nccl" if gpus else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=ranks)
     comm.create_local_process_group(ranks_per_node)
     comm.synchronize()
     if rank == 0:

@@ -43,13 +43,9 @@ class Launcher:
     """Submits runs of one sweep to one cluster."""
 
     def __init__(
-        self,
-        ledger: Ledger,
-        loaded: LoadedSweep,
-        resolved: Sequence[ResolvedRun],
-        cluster_name: str,
-        cluster: Cluster,
-    ):
+        self, ledger: Ledger, loaded: LoadedSweep, resolved: Sequence[ResolvedRun],
+        cluster_name: str, cluster: Cluster,
+    ):  # fmt: skip
         """Raise an ExperimentError if the cluster is not here, or cannot run this sweep."""
         self.ledger = ledger
         self.loaded = loaded
@@ -60,18 +56,15 @@ class Launcher:
         self._said = time.monotonic()
 
     def submit(self, wanted: Wanted, *, restart: bool = False) -> list[ResolvedRun]:
-        """Submit the runs that are wanted now, and return them.
+        """Submit the runs that are wanted now, and return them; with ``restart``, from iteration 0.
 
-        Args:
-            wanted: called under the lock with a run and its observation.
-            restart: move old outputs aside, and start anew.
+        ``wanted`` is called under the lock with a run and its observation.
 
         Raises:
             ExperimentError: nothing was submitted, or not all; the message says why.
         """
-        if self.backend.queues:
-            return self._fill_queue(wanted, restart)
-        return self._run_in_turn(wanted, restart)
+        submit = self._fill_queue if self.backend.queues else self._run_in_turn
+        return submit(wanted, restart)
 
     def _fill_queue(self, wanted: Wanted, restart: bool) -> list[ResolvedRun]:
         with self.ledger.lock():
@@ -101,14 +94,14 @@ class Launcher:
         started: list[ResolvedRun] = []
         try:
             for each in self.resolved:
-                while (slot := _free_slot(slots)) is None:
+                while not (free := [n for n, job in slots.items() if not job or job.is_done()]):
                     self._wait(started)
                 with self.ledger.lock():
                     seen = self._observe()
                     if not wanted(each, seen[each.id]):
                         continue
                     plan = self._plan([each], seen)
-                    slots[slot] = self._hand_over([each], code, restart, plan, slot)
+                    slots[free[0]] = self._hand_over([each], code, restart, plan, free[0])
                 logger.info("%s  %s", each.id, each.run.name)
                 started.append(each)
             while any(job is not None and not job.is_done() for job in slots.values()):
@@ -126,10 +119,8 @@ class Launcher:
 
     def _plan(self, runs: Sequence[ResolvedRun], seen: dict[str, Observation]) -> TimePlan:
         """Plan the time of these runs together, since they are one array."""
-        estimate = estimate_iteration(
-            self.loaded.sweep.resources.seconds_per_iteration,
-            [observation.progress for observation in seen.values()],
-        )
+        given = self.loaded.sweep.resources.seconds_per_iteration
+        estimate = estimate_iteration(given, [each.progress for each in seen.values()])
         return plan_time(self.site.cluster, estimate, max(each.iterations for each in runs))
 
     def _observe(self) -> dict[str, Observation]:
@@ -176,11 +167,8 @@ class Launcher:
 
     def _adopt_orphans(self) -> None:
         """Record the job ids of submits that were killed before they could."""
-        orphans = [
-            each
-            for each in self.ledger.submissions()
-            if each.executor == self.backend.name and not each.job_id and not each.error
-        ]
+        own = (s for s in self.ledger.submissions() if s.executor == self.backend.name)
+        orphans = [each for each in own if not each.job_id and not each.error]
         found = self.backend.find_jobs_of(orphans)
         for orphan in orphans:
             if job_id := found.get(orphan.token):
@@ -202,10 +190,6 @@ class Launcher:
                 left = format_duration(progress.eta_seconds)
                 done = f"iteration {progress.iteration} of {progress.max_iteration}"
                 logger.info("%s  %s  %s, %s left", each.id, each.run.name, done, left)
-
-
-def _free_slot(slots: dict[int, StartedJob | None]) -> int | None:
-    return next((slot for slot, job in slots.items() if job is None or job.is_done()), None)
 
 
 def discard_outputs(folder: Path) -> None:

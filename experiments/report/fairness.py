@@ -16,6 +16,8 @@ _OWN = "<model>"  # stands for a row's node, so that keys of the same name are o
 _IGNORED = (*EXCLUDED_KEYS, "SEED")
 _LISTED = 6  # runs that a message names
 
+_Groups = dict[str, list[Outcome]]
+
 
 def find_mixes(outcomes: Sequence[Outcome]) -> list[str]:
     """Find differences that forbid a comparison of runs with results.
@@ -30,19 +32,15 @@ def find_mixes(outcomes: Sequence[Outcome]) -> list[str]:
         "images seen in training": _group(outcomes, _images_seen),
     }
 
-    def name(groups: dict[str, list[Outcome]]) -> str:
-        names = {
-            value: shorten((run.name for run in runs), _LISTED) for value, runs in groups.items()
-        }
-        return "; ".join(f"{value} by {runs}" for value, runs in names.items())
+    def name(groups: _Groups) -> str:
+        names = {value: [run.name for run in runs] for value, runs in groups.items()}
+        return "; ".join(f"{value} by {shorten(runs, _LISTED)}" for value, runs in names.items())
 
     return [f"{what}: {name(groups)}" for what, groups in mixes.items() if len(groups) > 1]
 
 
-def _group(
-    outcomes: Sequence[Outcome], value: Callable[[Outcome], str]
-) -> dict[str, list[Outcome]]:
-    groups: dict[str, list[Outcome]] = {}
+def _group(outcomes: Sequence[Outcome], value: Callable[[Outcome], str]) -> _Groups:
+    groups: _Groups = {}
     for outcome in outcomes:
         groups.setdefault(value(outcome), []).append(outcome)
     return groups
@@ -60,7 +58,7 @@ def _config(outcome: Outcome) -> ResolvedConfig:
     return outcome.record.config
 
 
-def _group_data(outcomes: Sequence[Outcome], split: str) -> dict[str, list[Outcome]]:
+def _group_data(outcomes: Sequence[Outcome], split: str) -> _Groups:
     """Group by what the data sets hold where that was recorded, else by their names."""
 
     def hashes(outcome: Outcome) -> list[str | None]:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from experiments.errors import ExperimentError
@@ -73,10 +73,8 @@ class _Scene:
 def draw_plots(comparison: Comparison, folder: Path) -> dict[str, Path]:
     """Draw each picture that has data, as PNG and SVG, and the overview ``report.png``.
 
-    Args:
-        comparison: of more than ``MAX_ROWS`` rows, the baseline and those with the highest AP are
-            shown.
-        folder: of the sweep; the pictures replace those in its ``plots/``.
+    Of more than ``MAX_ROWS`` rows, the baseline and those with the highest AP are shown. The
+    pictures replace those in the sweep's ``folder``.
 
     Returns:
         Name -> PNG file.
@@ -155,13 +153,8 @@ def _size(texts: Sequence[str]) -> tuple[float, float]:
     return width, len(lines) * (max(map(len, lines)) * _LINE_HEIGHT + 0.08)
 
 
-def _over_seeds(path: str) -> _Reader:
-    return methodcaller("average", path)
-
-
+_over_seeds = partial(methodcaller, "average")
 _AP = "results.bbox.AP"
-
-
 _BY_SIZE = {name: _over_seeds(f"results.bbox.{name}") for name in ("AP", "APs", "APm", "APl")}
 
 
@@ -195,10 +188,7 @@ def _rows_in(scene: _Scene, values: dict[str, dict[str, Any]]) -> list[Row]:
 
 
 def _fill_bars(
-    figure: Figure | SubFigure,
-    scene: _Scene,
-    rows: Sequence[Row],
-    values: dict[str, dict[str, Average]],
+    figure: Any, scene: _Scene, rows: Sequence[Row], values: dict[str, dict[str, Average]]
 ) -> None:
     panels = figure.subplots(1, len(values), sharex=True, sharey=True, squeeze=False)[0]
     for axes, (name, found) in zip(panels, values.items(), strict=True):

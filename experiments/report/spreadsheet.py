@@ -37,11 +37,7 @@ _PATHS = {
 
 
 def to_csv(outcomes: Sequence[Outcome]) -> str:
-    """Return one line per run; a figure that a run lacks is empty.
-
-    Numbers are written as Python's ``repr`` and JSON do, so that they are those of
-    ``summary.json`` to the last digit.
-    """
+    """Return one line per run, with numbers as in ``summary.json``; what a run lacks is empty."""
     axes = list(dict.fromkeys(axis for outcome in outcomes for axis in outcome.run.cells))
     boxes = [outcome.figure("results.bbox") or {} for outcome in outcomes]
     classes = [name for name in dict.fromkeys(chain(*boxes)) if name.startswith("AP-")]
@@ -61,8 +57,7 @@ def to_csv(outcomes: Sequence[Outcome]) -> str:
     for outcome, box in zip(outcomes, boxes, strict=True):
         run = outcome.run
         cells = [run.cells.get(axis, "") for axis in axes]
-        figures = [read(outcome) for read in columns.values()]
-        figures += map(box.get, classes)
+        figures = [*(read(outcome) for read in columns.values()), *map(box.get, classes)]
         state = outcome.seen.state.value
         writer.writerow([run.id, run.name, *cells, run.seed, state, *figures])
     return stream.getvalue()

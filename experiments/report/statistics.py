@@ -31,24 +31,14 @@ def average(values: Sequence[float]) -> Average | None:
     """Return mean and deviation; None without values."""
     if not values:
         return None
-    mean = statistics.fmean(values)
-    if len(values) == 1:
-        return Average(mean, None, 1)
-    squares = math.fsum((value - mean) ** 2 for value in values)
-    return Average(mean, math.sqrt(squares / (len(values) - 1)), len(values))
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return Average(statistics.fmean(values), deviation, len(values))
 
 
 def paired_difference(own: Mapping[int, float], base: Mapping[int, float]) -> Difference | None:
-    """Return the mean difference of a row and the baseline, paired by seed.
+    """Return the mean difference of a row and the baseline, from seed -> figure of each.
 
-    Pairing cancels what a seed does to both.
-
-    Args:
-        own: seed -> figure of a row.
-        base: seed -> figure of the baseline.
-
-    Returns:
-        None where the two have no seed in common.
+    It is paired by seed, which cancels what a seed does to both; None without a common seed.
     """
     found = average([value - base[seed] for seed, value in own.items() if seed in base])
     if found is None:

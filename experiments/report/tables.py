@@ -56,11 +56,9 @@ _PICTURES = {
 def compose(
     comparison: Comparison, mixes: Sequence[str], drawn: Mapping[str, Path] | None, remark: str
 ) -> Document:
-    """Return a report.
+    """Return a report, with the findings of ``find_mixes``.
 
     Args:
-        comparison: of the runs.
-        mixes: unequal data or schedules; see ``find_mixes``.
         drawn: name -> picture in ``plots/``; None if no plots were asked for.
         remark: why the states may be out of date; may be empty.
     """

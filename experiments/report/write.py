@@ -20,11 +20,7 @@ def write_report(
 ) -> tuple[str, list[Path]]:
     """Write ``report.md``, ``.csv``, ``.tex``, ``.html``, ``.png`` and ``plots/`` of a sweep.
 
-    Args:
-        ledger: of the runs.
-        name: of the sweep.
-        plots: draw those that have data.
-        allow_mixed: compare runs despite different data or schedules, with a warning.
+    With ``allow_mixed``, runs of different data or schedules are compared, with a warning.
 
     Returns:
         The Markdown text, and the files written.

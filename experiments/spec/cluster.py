@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field
 
 from experiments.errors import ExperimentError
 
@@ -36,7 +36,7 @@ class Cluster(BaseModel):
     setup: list[str] = Field(default_factory=list)  # shell lines before a run, on its first node
 
     time_limit_minutes: int = Field(default=24 * 60, ge=1)  # the longest job that is allowed
-    signal: Annotated[str, StringConstraints(pattern=r"^[A-Z]+[0-9]?$")] = "USR2"
+    signal: Annotated[str, Field(pattern=r"^[A-Z]+[0-9]?$")] = "USR2"
     notice_seconds: int = Field(default=300, ge=1)  # between the signal and the end
     max_parallel: int = Field(default=8, ge=1)  # runs at a time
     max_array_size: int = Field(default=1000, ge=1)

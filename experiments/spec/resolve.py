@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -127,10 +128,8 @@ def _make_data(loaded: LoadedSweep) -> None:
         subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     except (OSError, subprocess.CalledProcessError) as error:
         output = getattr(error, "output", None) or str(error).encode()
-        raise loaded.error(
-            f"data: {' '.join(data.command)!r} failed: {output.decode().strip()[-500:]}",
-            loaded.line("data"),
-        ) from error
+        message = f"data: {' '.join(data.command)!r} failed: {output.decode().strip()[-500:]}"
+        raise loaded.error(message, loaded.line("data")) from error
 
 
 def _request(run: Run, ranks: int) -> ConfigRequest:
@@ -177,10 +176,8 @@ def _code_stamp() -> str:
         digest.update(file.read_bytes())
     digest.update(Path(__file__).with_name("build_configs.py").read_bytes())
     for package in ("detectron2", "torch", "timm"):
-        try:
+        with suppress(metadata.PackageNotFoundError):
             digest.update(metadata.version(package).encode())
-        except metadata.PackageNotFoundError:
-            continue
     return digest.hexdigest()
 
 

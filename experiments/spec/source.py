@@ -18,16 +18,12 @@ _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class Source:
-    """The content of a YAML file, and the line of each of its values.
-
-    Attributes:
-        focus: a node whose keys take the place of those at the top, such as a variant of a sweep.
-    """
+    """The content of a YAML file, and the line of each of its values."""
 
     def __init__(self, path: Path):
         """Raise an ExperimentError if the file cannot be read, is no YAML, or repeats a key."""
         self.path = path
-        self.focus: Location = ()
+        self.focus: Location = ()  # a node, such as a variant, whose keys replace those at the top
         self._lines: dict[tuple[str | int, ...], int] = {}
         try:
             text = path.read_text(encoding="utf-8")

@@ -15,15 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    StringConstraints,
-    Tag,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 from experiments.errors import ExperimentError
 
@@ -31,7 +23,7 @@ from .source import Source
 
 SWEEPS = Path(__file__).parents[1] / "sweeps"
 
-ConfigKey = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]*(\.[A-Z][A-Z0-9_]*)*$")]
+ConfigKey = Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*(\.[A-Z][A-Z0-9_]*)*$")]
 Overrides = dict[ConfigKey, Any]
 Choices = Annotated[list[str], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)]
 
@@ -193,10 +185,8 @@ class LoadedSweep:
                 unknown = [choice for choice in choices if choice not in axes.get(axis, {})]
                 if unknown:
                     known = list(axes.get(axis, axes))
-                    raise self.error(
-                        f"exclude: there is no {axis}={unknown[0]}; known: {known}",
-                        self.line("exclude", index),
-                    )
+                    message = f"exclude: there is no {axis}={unknown[0]}; known: {known}"
+                    raise self.error(message, self.line("exclude", index))
         return groups
 
     def _row(self, cells: dict[str, str], choices: dict[str, Choice]) -> Run:
@@ -204,8 +194,7 @@ class LoadedSweep:
         config, set_by = self.sweep.config, dict[str, str]()
         for axis, choice in choices.items():
             line = self.line("axes", axis, cells[axis])
-            written = [*choice.overrides, *(["config"] if choice.config else [])]
-            for key in written:
+            for key in [*choice.overrides, *(["config"] if choice.config else [])]:
                 if key in set_by:
                     message = f"axes {set_by[key]!r} and {axis!r} both set {key}; expected one"
                     raise self.error(message, line)
@@ -229,11 +218,9 @@ class LoadedSweep:
         found = {run.row for run in self.runs if cells.items() <= run.cells.items()}
         if len(found) != 1:
             rows = list(dict.fromkeys(run.row for run in self.runs))
-            raise self.error(
-                f"baseline: {wanted!r} fits {len(found)} rows, expected exactly one of "
-                + ", ".join(rows[:12]),
-                self.line("baseline"),
-            )
+            expected = f"expected exactly one of {', '.join(rows[:12])}"
+            message = f"baseline: {wanted!r} fits {len(found)} rows, {expected}"
+            raise self.error(message, self.line("baseline"))
         return found.pop()
 
 
@@ -243,12 +230,9 @@ def sweep_names(folder: Path = SWEEPS) -> list[str]:
 
 
 def load_sweep(name: str, folder: Path = SWEEPS) -> LoadedSweep:
-    """Read a sweep.
+    """Read a sweep, given by its name in ``folder`` or the path of its file.
 
-    Args:
-        name: of a shipped sweep, or the path of a YAML file; a variant stands after a dot
-            (``dilated_encoder.small``) or a colon (``my/sweep.yaml:small``).
-        folder: where the shipped ones are.
+    A variant stands after a dot (``dilated_encoder.small``) or colon (``my/sweep.yaml:small``).
 
     Raises:
         ExperimentError: there is no such sweep or variant, or its file is wrong, with the line.

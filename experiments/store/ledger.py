@@ -119,7 +119,5 @@ class Ledger:
     def claim(self, token: str, identities: Sequence[str]) -> None:
         """Give runs to a submission; jobs of an earlier one no longer train them."""
         for index, identity in enumerate(identities):
-            write_record(
-                self.run_folder(identity) / "submission.json",
-                Claim(token=token, index=index, claimed=now()),
-            )
+            claim = Claim(token=token, index=index, claimed=now())
+            write_record(self.run_folder(identity) / "submission.json", claim)

@@ -34,12 +34,7 @@ def seconds(stamp: str) -> float:
 
 
 def write_text(path: Path, text: str, *, durable: bool = True) -> None:
-    """Replace the content of a file atomically; its folder is made if needed.
-
-    Args:
-        path: the file.
-        text: the new content.
-        durable: wait until the disk has it; not needed for what can be made again.
+    """Replace the content of a file as :func:`yolof_d2.files.write_text` does.
 
     Raises:
         ExperimentError: the folder cannot be written, or the disk or quota is full; the old file is

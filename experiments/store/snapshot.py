@@ -99,13 +99,9 @@ def _list_files() -> list[str]:
 
 def _git(*words: str) -> str | None:
     try:
-        done = subprocess.run(
-            ["git", *words],
-            cwd=ROOT,
-            capture_output=True,
-            check=True,
-            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
-        )
+        env = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+        command = ["git", *words]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, env=env)
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.decode(errors="replace")

@@ -83,13 +83,8 @@ def dashboard(ledger: Ledger, name: str, *, dry_run: bool) -> str:
     """Create the workspace and the report of a sweep, or update those of an earlier call.
 
     ``dashboard.json`` in the sweep's folder records what was made, and where. An update replaces
-    panels, text and filter; colours and hidden runs that people chose in the app stay.
-
-    Args:
-        ledger: of the runs.
-        name: of the sweep.
-        dry_run: write what would be sent into ``dashboard/`` of the sweep's folder, without key or
-            network.
+    panels, text and filter; colours and hidden runs that people chose in the app stay. With
+    ``dry_run``, what would be sent is written into ``dashboard/`` there, without key or network.
 
     Returns:
         What was made, and where, for people.
@@ -217,6 +212,7 @@ def _title(name: str) -> str:
 def _workspace(content: Content) -> ws.Workspace:
     import wandb_workspaces.workspaces as ws
 
+    pinned = ("bbox/AP", f"train/memory_{content.memory[0]}_mib", "train/images_per_second")
     return ws.Workspace(
         entity=content.entity,
         project=content.project,
@@ -229,11 +225,7 @@ def _workspace(content: Content) -> ws.Workspace:
         runset_settings=ws.RunsetSettings(
             filters=_filter(content),
             baseline_run=content.baseline,
-            pinned_columns=[
-                "summary:bbox/AP",
-                f"summary:train/memory_{content.memory[0]}_mib",
-                "summary:train/images_per_second",
-            ],
+            pinned_columns=[f"summary:{name}" for name in pinned],
         ),
     )
 
@@ -283,7 +275,6 @@ def _report(content: Content, *, look_up: bool) -> wr.Report:
 
 
 def _write_specs(content: Content, sweep_folder: Path) -> str:
-    """Write what would be sent, as JSON."""
     folder, remark = sweep_folder / "dashboard", ""
     if not content.entity:
         content = replace(content, entity="default-entity")
@@ -308,7 +299,6 @@ def _plain(spec: Any) -> Any:
 
 
 def _save(content: Content, sweep_folder: Path) -> str:
-    """Create or update both on the server, and record them."""
     import wandb
 
     path = sweep_folder / "dashboard.json"

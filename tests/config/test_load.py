@@ -10,11 +10,10 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone, build_model
 
 from tests.small import data_keys, default_cfg, leaves, write_data
-from yolof_d2.config import (
-    add_yolof_config,
+from yolof_d2.config import add_yolof_config, load_plugins
+from yolof_d2.config.load import (
     build_cfg,
     iter_keys,
-    load_plugins,
     nearest_key,
     num_classes,
     restore_cfg,

@@ -17,8 +17,8 @@ from PIL import Image
 
 from tests.data.records import Record, as_comparable, make_record
 from tests.small import default_cfg
-from yolof_d2.data import MosaicMapper, build_mapper, build_mosaic_mapper
-from yolof_d2.data.mosaic import TileMapper
+from yolof_d2.data import build_mapper, build_mosaic_mapper
+from yolof_d2.data.mosaic import MosaicMapper, TileMapper
 from yolof_d2.engine import Trainer
 from yolof_d2.engine import trainer as engine
 from yolof_d2.errors import ConfigError, DataError

@@ -1,15 +1,7 @@
 """Config keys, how they are loaded, and plug-ins."""
 
 from .defaults import add_yolof_config
-from .load import (
-    build_cfg,
-    iter_keys,
-    nearest_key,
-    num_classes,
-    restore_cfg,
-    set_num_classes,
-    validate_config,
-)
+from .load import build_cfg, iter_keys, num_classes, restore_cfg, set_num_classes
 from .plugins import load_plugins
 
 __all__ = [
@@ -17,9 +9,7 @@ __all__ = [
     "build_cfg",
     "iter_keys",
     "load_plugins",
-    "nearest_key",
     "num_classes",
     "restore_cfg",
     "set_num_classes",
-    "validate_config",
 ]

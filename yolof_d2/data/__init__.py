@@ -5,14 +5,7 @@ here: Python warns about a command that its package has already imported.
 """
 
 from .datasets import register_datasets, resolve_datasets
-from .mapper import YOLOFDatasetMapper, build_mapper
-from .mosaic import MosaicMapper, build_mosaic_mapper
+from .mapper import build_mapper
+from .mosaic import build_mosaic_mapper
 
-__all__ = [
-    "MosaicMapper",
-    "YOLOFDatasetMapper",
-    "build_mapper",
-    "build_mosaic_mapper",
-    "register_datasets",
-    "resolve_datasets",
-]
+__all__ = ["build_mapper", "build_mosaic_mapper", "register_datasets", "resolve_datasets"]

@@ -1,7 +1,4 @@
-"""Register COCO-format data sets that a config names by two paths.
-
-``DATASETS.TRAIN_JSON`` and ``DATASETS.TRAIN_IMAGES`` (or ``TEST_*``) are a COCO json and the folder
-with its images.
+"""Register COCO-format data sets that a config names by two paths: a json and its image folder.
 
 A relative path is looked up from the current folder, then from ``$DETECTRON2_DATASETS`` (default
 ``datasets``), where Detectron2 looks for its built-in data sets too. ``~`` is expanded.
@@ -29,16 +26,8 @@ from yolof_d2.errors import ConfigError, DataError
 logger = logging.getLogger(__name__)
 
 IMAGE_READ_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    EOFError,
-    OverflowError,
-    struct.error,
-    Image.DecompressionBombError,
+    *(OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError),
+    *(struct.error, Image.DecompressionBombError),
 )
 """What Pillow raises for missing, cut and corrupt files (its decoders have no common error)."""
 
@@ -47,11 +36,7 @@ _registered: dict[str, tuple[_FileKey, str]] = {}
 
 
 def find_data_path(path: str, *, key: str) -> str:
-    """Return the absolute path of a file or folder of a data set.
-
-    Args:
-        path: as written in the config.
-        key: the config key it comes from, for the error message.
+    """Return the absolute path of a file or folder of a data set, the value of a config key.
 
     Raises:
         DataError: the path does not exist; the message lists the places.
@@ -169,12 +154,8 @@ def _register(cfg: CfgNode, split: str) -> tuple[str, str] | None:
 def register_datasets(cfg: CfgNode, *, eval_only: bool = False) -> dict[str, tuple[str, str]]:
     """Register the data sets of ``DATASETS.{TRAIN,TEST}_{JSON,IMAGES}`` with Detectron2.
 
-    May be called any number of times, and with many configs in one process. The config is not
-    changed and may be frozen.
-
-    Args:
-        cfg: the whole config.
-        eval_only: training data that is absent on this machine is no error.
+    It may be called any number of times; the config is not changed. With ``eval_only``, training
+    data that is absent on this machine is no error.
 
     Returns:
         Name and absolute json path of each set given, by split: "TRAIN", "TEST".
@@ -228,29 +209,19 @@ def resolve_datasets(cfg: CfgNode, *, eval_only: bool = False) -> None:
             classes["TEST"],
             hint="Both files must list the same categories, with the same ids and names.",
         )
-    else:
-        _check_other_split(cfg, classes, eval_only=eval_only)
+    elif "TRAIN" in classes or not eval_only:
+        _check_other_split(cfg, *next(iter(classes.items())))
 
     before, count = num_classes(cfg), len(next(iter(classes.values())))
     set_num_classes(cfg, count)
-    logger.info(
-        "NUM_CLASSES = %d from the categories of the data (the config had %s); "
-        "DATASETS.TRAIN = %s, DATASETS.TEST = %s",
-        count,
-        before,
-        tuple(cfg.DATASETS.TRAIN),
-        tuple(cfg.DATASETS.TEST),
-    )
+    names = f"DATASETS.TRAIN = {cfg.DATASETS.TRAIN}, DATASETS.TEST = {cfg.DATASETS.TEST}"
+    text = "NUM_CLASSES = %d from the categories of the data (the config had %s); %s"
+    logger.info(text, count, before, names)
 
 
-def _check_other_split(
-    cfg: CfgNode, classes: dict[str, dict[int, str]], *, eval_only: bool
-) -> None:
+def _check_other_split(cfg: CfgNode, split: str, own: dict[int, str]) -> None:
     """Compare the classes of the user's one split with those of the other's registered data."""
-    ((split, own),) = classes.items()
     other = "TEST" if split == "TRAIN" else "TRAIN"
-    if other == "TRAIN" and eval_only:
-        return
     for name in cfg.DATASETS[other]:
         if name not in DatasetCatalog:
             continue  # an unknown name is reported by check_datasets and by Detectron2 itself

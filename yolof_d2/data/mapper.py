@@ -74,10 +74,5 @@ def _raise_if_image_is_bad(dataset_dict: dict[str, Any], image_format: str) -> N
 
 
 def build_mapper(cfg: CfgNode, is_train: bool) -> YOLOFDatasetMapper:
-    """Build the mapper of single images; ``INPUT.MOSAIC`` is for :func:`build_mosaic_mapper`.
-
-    Args:
-        cfg: ``INPUT.*`` and ``MODEL.MASK_ON`` etc. are read as by Detectron2's DatasetMapper.
-        is_train: with random augmentation and annotations; otherwise as for tests.
-    """
+    """Build the mapper of single images; ``INPUT.MOSAIC`` is for :func:`build_mosaic_mapper`."""
     return YOLOFDatasetMapper(cfg, is_train, augmentations=build_augmentation(cfg, is_train))

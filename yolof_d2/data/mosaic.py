@@ -70,10 +70,8 @@ class MosaicMapper:
     ) -> None:
         """
         Args:
-            mapper: makes a sample of one image.
             dataset: the images to draw from, in Detectron2's data set format: those that the
                 loader reads, so that its filters apply.
-            prob: probability of a mosaic, in [0, 1].
             size: (height, width) of the canvas in pixels.
             center_range: smallest and largest share of the height, and of the width, at which the
                 canvas is cut; both in (0, 1).
@@ -159,11 +157,7 @@ def _place(start: int, stop: int, cut: int, length: int, *, at_end: bool) -> tup
 
 
 def build_mosaic_mapper(cfg: CfgNode, dataset: Sequence[dict[str, Any]]) -> MosaicMapper:
-    """Build the mapper for training when ``INPUT.MOSAIC.PROB`` is above 0.
-
-    Args:
-        cfg: reads ``INPUT``.
-        dataset: the images that the loader reads.
+    """Build the mapper for training with mosaics, of the images that the loader reads.
 
     Raises:
         ConfigError: an impossible value, or a model that is trained with more than boxes.
@@ -173,10 +167,6 @@ def build_mosaic_mapper(cfg: CfgNode, dataset: Sequence[dict[str, Any]]) -> Mosa
             raise ConfigError(
                 f"MODEL.{name} is on, but a mosaic has boxes only; set INPUT.MOSAIC.PROB 0"
             )
-    return MosaicMapper(
-        TileMapper(cfg, True, augmentations=build_augmentation(cfg, True)),
-        dataset,
-        prob=cfg.INPUT.MOSAIC.PROB,
-        size=cfg.INPUT.MOSAIC.SIZE,
-        center_range=cfg.INPUT.MOSAIC.CENTER_RANGE,
-    )
+    mapper = TileMapper(cfg, True, augmentations=build_augmentation(cfg, True))
+    node = {name.lower(): value for name, value in cfg.INPUT.MOSAIC.items()}
+    return MosaicMapper(mapper, dataset, **node)

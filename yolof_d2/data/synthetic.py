@@ -49,19 +49,12 @@ class SyntheticDataset:
 
 @dataclass(frozen=True)
 class SyntheticObject:
-    """One drawn object.
+    """One drawn object."""
 
-    Attributes:
-        category_id: 1-based index into ``CLASS_NAMES``.
-        bbox: (x, y, width, height) in pixels.
-        area: number of pixels of the shape, before later objects cover some.
-        color: flat fill colour (R, G, B), each 0-255.
-    """
-
-    category_id: int
+    category_id: int  # 1-based index into CLASS_NAMES
     bbox: _Box
-    area: int
-    color: tuple[int, int, int]
+    area: int  # pixels of the shape, before later objects cover some
+    color: tuple[int, int, int]  # of the fill: R, G, B, each 0-255
 
 
 def draw_scene(
@@ -74,7 +67,6 @@ def draw_scene(
     """Draw one image.
 
     Args:
-        rng: source of all randomness.
         image_size: (height, width) in pixels.
         num_objects: objects to place; None = none at all in 8 % of the images, else 1 to 6.
             Fewer are placed where no room is found; at least one always fits.
@@ -214,7 +206,6 @@ def write_synthetic_dataset(
     folder replaces the first; no json exists while it runs, so that no half-written set is used.
 
     Args:
-        folder: created if needed.
         num_train, num_val: images of each split, >= 1.
         image_size: (height, width) in pixels, each >= 16.
         seed: >= 0.
@@ -265,17 +256,11 @@ def _write_split(
             Image.fromarray(image).save(file, format="PNG", compress_level=1)
         height, width = image_size
         images.append({"id": index, "file_name": name, "height": height, "width": width})
-        annotations += (
-            {
-                "id": number,
-                "image_id": index,
-                "category_id": drawn.category_id,
-                "bbox": list(drawn.bbox),
-                "area": drawn.area,
-                "iscrowd": 0,
-            }
-            for number, drawn in enumerate(objects, start=len(annotations) + 1)
-        )
+        for drawn in objects:
+            number, category = len(annotations) + 1, drawn.category_id
+            entry = {"id": number, "image_id": index, "category_id": category}
+            shape = {"bbox": list(drawn.bbox), "area": drawn.area, "iscrowd": 0}
+            annotations.append({**entry, **shape})
     categories = [{"id": i, "name": name} for i, name in enumerate(CLASS_NAMES, start=1)]
     return {"images": images, "annotations": annotations, "categories": categories}
 

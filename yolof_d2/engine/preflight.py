@@ -17,34 +17,19 @@ from yolof_d2.measure.model_cost import build_meta_model
 
 @dataclass(frozen=True)
 class Launch:
-    """How a config is run.
+    """How a config is run."""
 
-    Attributes:
-        ranks: processes, on all machines.
-        ranks_here: those of them on this machine, with a GPU each where there are GPUs.
-        eval_only: evaluate, do not train.
-        resume: go on from the last checkpoint in ``OUTPUT_DIR``, if there is one.
-        here: this machine trains; False where a sweep is only planned, and GPUs and data may be on
-            another one.
-        command: that trains the same; empty for the one that started this process.
-        config_file: source of the config, copied into the log; may be empty.
-    """
-
-    ranks: int = 1
-    ranks_here: int = 1
-    eval_only: bool = False
-    resume: bool = False
-    here: bool = True
-    command: str = ""
-    config_file: str = ""
+    ranks: int = 1  # processes, on all machines
+    ranks_here: int = 1  # those of them on this machine, with a GPU each where there are GPUs
+    eval_only: bool = False  # evaluate, do not train
+    resume: bool = False  # go on from the last checkpoint in OUTPUT_DIR, if there is one
+    here: bool = True  # this machine trains; else GPUs and data may be on another one
+    command: str = ""  # that trains the same; empty for the one that started this process
+    config_file: str = ""  # source of the config, copied into the log; may be empty
 
 
 def preflight(cfg: CfgNode, launch: Launch) -> None:
-    """Refuse a run that could not work, before any process starts.
-
-    Args:
-        cfg: resolved config; its data sets are registered.
-        launch: how it is run.
+    """Refuse a run that could not work, before any process starts; its data sets are registered.
 
     Raises:
         ConfigError: not as many GPUs as ranks, a batch that the ranks cannot share, weights that

@@ -17,15 +17,10 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import (
-    META_ARCH_REGISTRY,
-    GeneralizedRCNN,
-    ProposalNetwork,
-    RetinaNet,
-    SemanticSegmentor,
-)
+from detectron2.modeling import META_ARCH_REGISTRY, RetinaNet
+from detectron2.modeling.meta_arch import GeneralizedRCNN, ProposalNetwork, SemanticSegmentor
 from detectron2.modeling.meta_arch.fcos import FCOS
-from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
 from yolof_d2.errors import ConfigError
@@ -104,18 +99,15 @@ class DetectorFamily:
     def candidate_scores(self, model: Any) -> AbstractContextManager[list[Tensor]]:
         """Collect the scores that are compared with the threshold while ``model`` detects.
 
-        Returns:
-            A context that gives a list: for each image a float (R * K,), the scores of all boxes
-            and classes.
+        The context's list has for each image a float (R * K,), the scores of all boxes and classes.
         """
         raise self._unknown(model, "the candidate scores", "candidate_scores")
 
     def counted_matches(self, model: Any) -> AbstractContextManager[list[Tensor]]:
         """Count the matches of each batch while ``model`` trains.
 
-        Returns:
-            A context that gives a list: for each batch an int64 (12,) in the order of
-            :data:`~yolof_d2.modeling.matcher.statistics.COUNTS`, or nothing if unknown.
+        The context's list has for each batch an int64 (12,) in the order of
+        :data:`~yolof_d2.modeling.matcher.statistics.COUNTS`, or nothing if unknown.
         """
         return nullcontext([])
 
@@ -156,13 +148,8 @@ class YOLOFFamily(DetectorFamily):
         return collecting(model, "postprocess", scores)
 
     def counted_matches(self, model: Any) -> AbstractContextManager[list[Tensor]]:
-        def counts(
-            match: MatchResult,
-            anchors: Tensor,
-            pred_logits: Tensor,
-            pred_boxes: Tensor,
-            ground_truth: GroundTruth,
-        ) -> list[Tensor]:
+        def counts(match: MatchResult, *inputs: Any) -> list[Tensor]:
+            _, pred_logits, _, ground_truth = inputs
             return [count_matches(match, ground_truth, pred_logits.shape[-1])]
 
         return collecting(model, "matcher", counts)
@@ -199,11 +186,7 @@ class _DenseFamily(DetectorFamily):
         return collecting(model, "inference_single_image", scores)
 
     def counted_matches(self, model: Any) -> AbstractContextManager[list[Tensor]]:
-        def counts(
-            result: tuple[list[Tensor], list[Tensor]],
-            anchors: list[Boxes],
-            gt_instances: list[Instances],
-        ) -> list[Tensor]:
+        def counts(result: Any, anchors: Any, gt_instances: list[Instances]) -> list[Tensor]:
             labels, boxes = (torch.stack(each) for each in result)
             ground_truth = GroundTruth.from_instances(gt_instances, labels.device)
             return [count_labelled_anchors(labels, boxes, ground_truth, model.num_classes)]
@@ -298,7 +281,6 @@ def collecting(
     """Collect what ``extract`` returns of each call of ``model.<name>`` inside the context.
 
     Args:
-        model: unchanged after the context.
         name: of a method, a submodule or any attribute that can be called.
         extract: called with the result and the arguments of the call; must not change them.
     """

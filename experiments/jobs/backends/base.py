@@ -116,12 +116,7 @@ class Backend(ABC):
     ) -> StartedJob:
         """Start or queue the runs of a submission, which are claimed for it.
 
-        Args:
-            ledger: has the runs.
-            submission: of one run, or of many if the backend queues.
-            site: where, and with how many ranks.
-            plan: time limit and number of requeues.
-            slot: which of the :meth:`parallel` places the run takes.
+        ``slot`` is which of the :meth:`parallel` places the run takes.
 
         Raises:
             ExperimentError: it was refused; nothing runs.

@@ -18,13 +18,9 @@ from .base import Backend, ClaimedRun, Watch
 
 
 class ProcessBackend(Backend):
-    """Observes and cancels processes; how they start is left to subclasses.
+    """Observes and cancels processes; how they start is left to subclasses."""
 
-    Attributes:
-        outlives_failure: whether the process goes on, with other runs, when one has failed.
-    """
-
-    outlives_failure: ClassVar[bool] = False
+    outlives_failure: ClassVar[bool] = False  # the process goes on, with other runs
 
     def watch(self, submissions: Sequence[Submission]) -> Watch:
         return _ProcessWatch(self)
@@ -51,9 +47,8 @@ class _ProcessWatch(Watch):
         job_id = known.job_id
 
         def seen(state: State, reason: str = "") -> Observation:
-            return Observation(
-                state, reason, job_id, submission.host, self._backend.name, run.progress
-            )
+            place = (job_id, submission.host, self._backend.name)
+            return Observation(state, reason, *place, run.progress)
 
         if not job_id:
             return seen(State.MISSING, "being submitted, or cut off")

@@ -62,9 +62,8 @@ def find_jobs(
 
     Args:
         job_ids: base ids, without array tasks.
-        names: job names.
-        since: how far back accounting looks for names, in seconds of :func:`time.time`; by default
-            a week.
+        since: how far back accounting looks for ``names``, in seconds of :func:`time.time`; by
+            default a week.
 
     Returns:
         Job id, with ``_task`` for array tasks -> :class:`Job`. What SLURM has forgotten is absent.

@@ -3,14 +3,7 @@
 :mod:`.rules` lists what is checked.
 """
 
-from .check import HEADER_CHECK_MAX_IMAGES, check_coco_json, check_datasets
+from .check import check_coco_json, check_datasets
 from .report import REPORT_NAME, Problem, format_report
 
-__all__ = [
-    "HEADER_CHECK_MAX_IMAGES",
-    "REPORT_NAME",
-    "Problem",
-    "check_coco_json",
-    "check_datasets",
-    "format_report",
-]
+__all__ = ["REPORT_NAME", "Problem", "check_coco_json", "check_datasets", "format_report"]

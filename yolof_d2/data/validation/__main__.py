@@ -30,13 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="apply only the rules for training or for test data (default: both)",
     )
     args = parser.parse_args(arguments)
-    check = CocoCheck(
-        args.json,
-        args.images,
-        training=args.use != "test",
-        evaluation=args.use != "train",
-        header_limit=math.inf if args.headers else 0,
-    ).run()
+    limit = math.inf if args.headers else 0
+    use = {"training": args.use != "test", "evaluation": args.use != "train"}
+    check = CocoCheck(args.json, args.images, **use, header_limit=limit).run()
     if check.problems:
         sys.stdout.write(format_report(check.problems) + "\n")
     sys.stdout.write(f"{check.counts}: {len(check.problems) or 'no'} problems\n")

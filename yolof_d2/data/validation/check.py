@@ -38,9 +38,7 @@ def check_coco_json(
     return CocoCheck(json_file, image_folder, training, not training, limit).run().problems
 
 
-def check_datasets(
-    cfg: CfgNode, *, skip_train: bool = False, skip_test: bool = False
-) -> list[Problem]:
+def check_datasets(cfg: CfgNode, *, skip_train: bool = False) -> list[Problem]:
     """Check all data sets of a config that are in COCO format, and return the warnings.
 
     Sets of other formats (LVIS, VOC, ...) are skipped. Problems are logged and written in full to
@@ -48,13 +46,13 @@ def check_datasets(
 
     Args:
         cfg: resolved config, see :func:`yolof_d2.data.datasets.resolve_datasets`.
-        skip_train, skip_test: leave out ``DATASETS.TRAIN`` or ``DATASETS.TEST``.
+        skip_train: leave out ``DATASETS.TRAIN``.
 
     Raises:
         DataError: there is at least one error; its message holds the (shortened) report.
     """
     train = () if skip_train else cfg.DATASETS.TRAIN
-    test = () if skip_test else cfg.DATASETS.TEST
+    test = cfg.DATASETS.TEST
     problems: list[Problem] = []
     for name in dict.fromkeys((*train, *test)):
         problems += _check_dataset(cfg, name, training=name in train, evaluation=name in test)

@@ -31,10 +31,7 @@ def find_file_problems(
 ) -> Iterator[tuple[str, str] | tuple[str, str, str]]:
     """Yield kind and message of each problem, and the image's name if it is about one.
 
-    Args:
-        folder: what the file names are relative to.
-        images: by id.
-        header_limit: open every file if there are at most so many.
+    Every file is opened if there are at most ``header_limit``.
     """
     if images and not os.path.isdir(folder):
         yield "image_folder", f"image folder {folder} does not exist"
@@ -60,11 +57,8 @@ def find_file_problems(
         if len(entries) <= header_limit:
             yield from _check_header(path, image)
     if num_missing and num_missing == len(entries):
-        yield (
-            "image_folder",
-            f"none of the {num_missing} images is in {folder}: is it the right folder? "
-            "(file_name in the json is relative to it)",
-        )
+        found = f"none of the {num_missing} images is in {folder}: is it the right folder?"
+        yield "image_folder", f"{found} (file_name in the json is relative to it)"
 
 
 def _check_header(path: str, image: ImageEntry) -> Iterator[tuple[str, str, str]]:

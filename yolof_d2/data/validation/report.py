@@ -21,23 +21,14 @@ REPORT_NAME = "data_report.txt"
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem of a data set.
+    """One problem of a data set."""
 
-    Attributes:
-        severity: "error" stops the run, "warning" does not.
-        kind: rule that was broken, see the table in :mod:`.rules`.
-        json_file: path of the annotation file, or the data set's name if it has none.
-        image: file name of the image concerned, or its id if it has no name, or None.
-        annotation_id: id of the annotation concerned, or None.
-        message: what is wrong, what was expected and, where not obvious, what to do.
-    """
-
-    severity: Literal["error", "warning"]
-    kind: str
-    json_file: str
-    image: str | int | None
+    severity: Literal["error", "warning"]  # an error stops the run
+    kind: str  # rule that was broken, see the table in yolof_d2.data.validation.rules
+    json_file: str  # path of the annotation file, or the data set's name if it has none
+    image: str | int | None  # file name of the image concerned, or its id if it has no name
     annotation_id: int | str | None
-    message: str
+    message: str  # what is wrong, what was expected and, where not obvious, what to do
 
     def __str__(self) -> str:
         places = {"image": self.image, "annotation": self.annotation_id}
@@ -48,9 +39,7 @@ class Problem:
 def format_report(problems: Sequence[Problem], *, max_per_kind: int | None = None) -> str:
     """Return a report of several lines: per json, errors first, grouped by kind and counted.
 
-    Args:
-        problems: of any number of files.
-        max_per_kind: lines per file, severity and kind; None = all.
+    It has at most ``max_per_kind`` lines per file, severity and kind.
     """
     lines: list[str] = []
     for json_file in dict.fromkeys(problem.json_file for problem in problems):

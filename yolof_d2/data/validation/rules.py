@@ -53,7 +53,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -66,37 +66,22 @@ from .report import Problem
 BOX_TOLERANCE = 1.0
 """Pixels by which a box may exceed the image unreported: annotation tools round differently."""
 
-_WARNINGS = {
-    "annotation_id_zero",
-    "box_exceeds",
-    "box_outside",
-    "crowd_only_category",
-    "dropped_polygon",
-    "duplicate_file",
-    "duplicate_name",
-    "empty_box",
-    "no_ground_truth",
-    "unknown_image",
+_WARNINGS = (
+    *("annotation_id_zero", "box_exceeds", "box_outside", "crowd_only_category", "dropped_polygon"),
+    *("duplicate_file", "duplicate_name", "empty_box", "no_ground_truth", "unknown_image"),
     "unused_category",
-}
+)
 
 
 @dataclass
 class CocoCheck:
-    """Check of one json and its images; :meth:`run` fills ``problems`` and the counts.
-
-    Attributes:
-        json_file: path of the annotation file.
-        image_folder: folder that the ``file_name`` entries are relative to.
-        training, evaluation: which rules apply; both may.
-        header_limit: open the image files of a set of at most so many.
-    """
+    """Check of one json and its images; :meth:`run` fills ``problems`` and the counts."""
 
     json_file: str
-    image_folder: str
-    training: bool
-    evaluation: bool
-    header_limit: float
+    image_folder: str  # folder that the file_name entries are relative to
+    training: bool  # apply the rules for training data
+    evaluation: bool  # apply those for test data, maybe too
+    header_limit: float  # open the image files of a set of at most so many
     problems: list[Problem] = field(default_factory=list)
     images: dict[int | str, ImageEntry] | None = None  # by id; None if there is no such list
     categories: dict[int, str] | None = None
@@ -130,13 +115,7 @@ class CocoCheck:
         categories = f"{len(self.categories or ())} categories"
         return f"{images} annotations; {self.num_annotations} annotations, {categories}"
 
-    def add(
-        self,
-        kind: str,
-        message: str,
-        image: str | int | None = None,
-        annotation_id: int | str | None = None,
-    ) -> None:
+    def add(self, kind: str, message: str, image: Any = None, annotation_id: Any = None) -> None:
         """Add a problem; the arguments are those of :class:`Problem`."""
         severity: Literal["error", "warning"] = "warning" if kind in _WARNINGS else "error"
         self.problems.append(Problem(severity, kind, self.json_file, image, annotation_id, message))
@@ -255,7 +234,8 @@ class CocoCheck:
             message = f"image_id {image_id!r} is not in 'images'; the annotation is not used"
             self.add("unknown_image", message, **where)
         if _is_int(category) and self.categories is not None and category not in self.categories:
-            known = _show_ids(self.categories)
+            ids = sorted(self.categories)
+            known = ", ".join(map(str, ids[:10])) + (f", ... {ids[-1]}" if len(ids) > 10 else "")
             message = f"category_id {category} is not in 'categories' (ids {known})"
             self.add("unknown_category", message, **where)
 
@@ -366,9 +346,3 @@ def _find_faults(entry: dict[str, Any], keys: _Keys) -> str:
             got = f"{entry[key]!r:.40}" if key in entry else "nothing"
             faults.append(f"{key} must be {expected}, got {got}")
     return "; ".join(faults)
-
-
-def _show_ids(categories: Iterable[int]) -> str:
-    ids = sorted(categories)
-    shown = ", ".join(map(str, ids[:10]))
-    return shown if len(ids) <= 10 else f"{shown}, ... {ids[-1]}"
