@@ -158,7 +158,7 @@ _AP = "results.bbox.AP"
 _BY_SIZE = {name: _over_seeds(f"results.bbox.{name}") for name in ("AP", "APs", "APm", "APl")}
 
 
-def _draw_bars(scene: _Scene, panels: dict[str, _Reader], title: str) -> Figure | None:
+def _draw_bars(scene: _Scene, panels: Mapping[str, _Reader], title: str) -> Figure | None:
     """Draw a panel for each figure, and in it a bar for each row."""
     values = _read_panels(scene.rows, panels)
     rows = _rows_in(scene, values)

@@ -171,7 +171,7 @@ class Trainer(DefaultTrainer):
                 hooks.append(ResumableBestCheckpointer(period, self.checkpointer, metric))
             pictures = cfg.TEST.PICTURES
             if pictures.NUM_IMAGES and cfg.DATASETS.TEST:
-                own = {name.lower(): value for name, value in pictures.items()}
+                own = {"num_images": pictures.NUM_IMAGES, "period": pictures.PERIOD}
                 hooks.append(DrawPredictions(cfg.DATASETS.TEST[0], cfg.OUTPUT_DIR, **own))
             summary = RunSummary(cfg.OUTPUT_DIR, cfg.SOLVER.IMS_PER_BATCH, self._describe)
             hooks += [writer, summary]
