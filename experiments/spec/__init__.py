@@ -1,1 +1,1 @@
-"""What a sweep asks for: sweep and cluster files, resolved configs, ids of runs."""
+"""Sweep and cluster files, the configs they resolve to, and the ids of runs."""

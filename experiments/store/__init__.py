@@ -1,1 +1,1 @@
-"""What is kept on disk: records of runs and submissions, and snapshots of the code."""
+"""Records of runs and submissions on disk, and snapshots of the code."""

@@ -1,4 +1,4 @@
-"""What would stop a run is told before anything starts."""
+"""Tell before anything starts that a run would stop."""
 
 from __future__ import annotations
 
