@@ -168,5 +168,6 @@ def build_mosaic_mapper(cfg: CfgNode, dataset: Sequence[dict[str, Any]]) -> Mosa
                 f"MODEL.{name} is on, but a mosaic has boxes only; set INPUT.MOSAIC.PROB 0"
             )
     mapper = TileMapper(cfg, True, augmentations=build_augmentation(cfg, True))
-    node = {name.lower(): value for name, value in cfg.INPUT.MOSAIC.items()}
-    return MosaicMapper(mapper, dataset, **node)
+    node = cfg.INPUT.MOSAIC
+    own = {"prob": node.PROB, "size": node.SIZE, "center_range": node.CENTER_RANGE}
+    return MosaicMapper(mapper, dataset, **own)

@@ -131,12 +131,13 @@ def _model_rows(
 def _record_row(config: str, path: Path, record: dict[str, Any]) -> dict[str, str]:
     scores = record["results"]["bbox"]
     per_class = {name[3:]: ap for name, ap in scores.items() if name.startswith("AP-")}
-    few = ", ".join(f"{name} {ap:.1f}" for name, ap in per_class.items())
+    few = len(per_class) <= 3
+    listed = ", ".join(f"{name} {ap:.1f}" for name, ap in per_class.items() if few)
     machine = record["hardware"]
     return {
         "config": f"[{Path(config).stem}]({config})",
         **{name: f"{scores[name]:.1f}" for name in ("AP", "AP50", "AP75")},
-        "per class": few if len(per_class) <= 3 else "in the record",
+        "per class": listed if few else "in the record",
         "iterations": str(record["iterations"]),
         "s/iter": f"{record['median_seconds_per_iteration']:.2f}",
         "minutes": f"{record['training_minutes']:.1f}",

@@ -109,7 +109,7 @@ def test_a_resnet_without_the_levels_is_refused_in_words(cfg, name, given, dilat
     cfg.MODEL.RESNETS.OUT_FEATURES = given
     cfg.MODEL.RESNETS.RES5_DILATION = dilation
     cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4", "res5"]
-    with pytest.raises(ConfigError, match=rf"{name} takes in .*'res5': 32.*RESNETS\.OUT_FEATURES"):
+    with pytest.raises(ConfigError, match=rf"{name} reads .*'res5': 32.*RESNETS\.OUT_FEATURES"):
         build_backbone(cfg)
 
 
