@@ -70,7 +70,7 @@ def run_rank(root: str, identity: str, token: str) -> str:
             done = attempt.progress.iteration
             attempt.report(state="stopped", reason=f"{stop}; saved at iteration {done}")
         signals.obey(stop, attempt.rank)
-    except Exception as error:
+    except Exception as error:  # of any kind: noted for `status`, and raised again
         attempt.fail(error)
         raise
     finally:
@@ -191,7 +191,7 @@ def _on_main_rank(action: Callable[[], None]) -> None:
     if comm.is_main_process():
         try:
             action()
-        except Exception as caught:  # noqa: BLE001  told to the other ranks, and raised below
+        except Exception as caught:  # noqa: BLE001  else the other ranks wait; raised below
             error, message = caught, f"{type(caught).__name__}: {caught}"
     messages = comm.all_gather(message)
     if error is not None:

@@ -21,7 +21,7 @@ from yolof_d2.config import build_cfg
 from yolof_d2.data import resolve_datasets
 from yolof_d2.data.datasets import find_data_path
 from yolof_d2.engine import Launch, preflight
-from yolof_d2.errors import UserError
+from yolof_d2.errors import ConfigError, UserError
 from yolof_d2.modeling.families import family_of
 
 from .resolve import ConfigAnswer, ConfigRequest
@@ -34,11 +34,15 @@ def resolve(request: ConfigRequest) -> ConfigAnswer:
     try:
         cfg = build_cfg(request.config, request.overrides)
         resolve_datasets(cfg)
-        preflight(cfg, Launch(ranks=request.ranks, here=False))
+        try:
+            preflight(cfg, Launch(ranks=request.ranks, here=False))
+        except UserError:
+            raise
+        except Exception as error:  # builds the model; a user's part may raise anything
+            why = str(error) or type(error).__name__
+            raise ConfigError(f"its model cannot be built: {why}") from error
     except UserError as error:
         return ConfigAnswer(error=str(error))
-    except Exception as error:  # noqa: BLE001  a part, perhaps a user's, may raise anything
-        return ConfigAnswer(error=f"its model cannot be built: {error or type(error).__name__}")
     files = [*_config_files(request.config), *_plugin_files(cfg), *_data_files(cfg)]
     return ConfigAnswer(
         config=ResolvedConfig(cfg),

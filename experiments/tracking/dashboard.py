@@ -365,7 +365,7 @@ def _explained(name: str) -> Iterator[None]:
             f"{type(error).__name__}: {_one_line(error)}. Expected version {TESTED} (a public "
             f"preview, which changes): pip install wandb-workspaces=={TESTED}"
         ) from error
-    except Exception as error:  # private classes of the clients too, and plain ValueError
+    except Exception as error:  # the clients raise private classes and plain ValueError
         raise ExperimentError(
             f"Weights & Biases took no dashboard: {_one_line(error)}. Expected a key "
             "(WANDB_API_KEY, or `wandb login`), a network, and a project with the runs "

@@ -133,7 +133,7 @@ def test_only_the_100_best_detections_of_an_image_and_class_count(tmp_path):
 @pytest.mark.parametrize("json_file", [COCO128, BCCD], ids=["coco128", "bccd"])
 def test_all_numbers_are_those_of_pycocotools_on_real_ground_truth(tmp_path, json_file):
     if not json_file.is_file():
-        pytest.skip(f"{json_file} is not on this machine")
+        pytest.skip(f"{json_file} is not there; it comes with ../shared, beside the clone")
     check_against_pycocotools(perturbed_case(json_file, seed=0), tmp_path)
 
 

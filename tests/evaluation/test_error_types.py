@@ -282,7 +282,7 @@ TIDE = {
 @pytest.mark.parametrize("name", TIDE)
 def test_figures_are_those_of_tide(monkeypatch, name):
     if name == "coco128" and not COCO128.is_file():
-        pytest.skip(f"{COCO128} is not on this machine")
+        pytest.skip(f"{COCO128} is not there; it comes with ../shared, beside the clone")
     monkeypatch.setattr(errors, "_RECALLS", np.arange(101) / 100)  # TIDE's, rounded otherwise
     ground_truth, detections = TIDE_CASES[name]()
     analysis = analyse_errors(ground_truth, detections)

@@ -158,7 +158,7 @@ class WandbRun:
                 media = {"predictions": self._wandb.Image(str(picture))}
                 self._run.log({**figures, **media}, step=step, commit=True)
                 return
-            except Exception as error:  # noqa: BLE001  it asks its server first
+            except Exception as error:  # noqa: BLE001  W&B raises any; figures need no picture
                 problem = error
         self._run.log(figures, step=step, commit=True)
         if problem is not None:
@@ -202,7 +202,7 @@ class WandbRun:
                 if rows := _last_table(records, prefix):
                     table = self._wandb.Table(columns=["name", "percent"], data=rows)
                     self._run.summary.update({f"tables/{key}": table})
-        except Exception as error:  # noqa: BLE001  the figures matter more
+        except Exception as error:  # noqa: BLE001  W&B raises any; the figures are sent
             return error
         return None
 

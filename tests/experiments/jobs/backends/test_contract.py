@@ -46,7 +46,7 @@ class FakeBackend(Backend):
         if self.refusal:
             raise ExperimentError(self.refusal)
         with pytest.raises(ExperimentError), locked(ledger.root / ".lock", timeout_s=0):
-            pass  # no other command may claim meanwhile
+            pass  # the launcher holds it: no other command may claim meanwhile
         for identity in submission.runs:  # what a job checks before it trains
             assert ledger.read_claim(identity).token == submission.token
             assert ledger.read_submission(submission.token).job_id is None
