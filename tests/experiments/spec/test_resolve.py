@@ -94,6 +94,7 @@ def test_a_damaged_memory_is_made_again(tiny, tmp_path, asked):
         ({"MODEL.YOLOF.ENCODER.DILATED.DILATIONS": [99]}, "DILATIONS is [99]"),
         ({"MODEL.BACKBONE.NAME": "no"}, "MODEL.BACKBONE.NAME is 'no'"),
         ({"SOLVER.IMS_PER_BATCH": 3}, "which 2 ranks cannot share evenly"),
+        ({"MODEL.ANCHOR_GENERATOR.NAME": "Nope"}, 'its model cannot be built: "No object named'),
         ({"MODEL.WEIGHTS": "nowhere.pkl"}, "there is no file 'nowhere.pkl'"),
         ({"DATASETS.TRAIN_JSON": "gone.json"}, "gone.json"),
         ({"DATASETS.TRAIN_JSON": ""}, "needs both"),
