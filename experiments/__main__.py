@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from yolof_d2.errors import UserError
+
 from .errors import ExperimentError
 
 if TYPE_CHECKING:
@@ -111,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("experiments").setLevel(logging.INFO)
     try:
         args.run_command(args)
-    except ExperimentError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # | head

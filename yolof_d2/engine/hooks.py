@@ -186,7 +186,7 @@ class RunSummary(HookBase):
             **self._provenance,
         }
         path = self._folder / "summary.json"
-        write_text(path, json.dumps(nan_to_none(summary), indent=2))
+        write_text(path, json.dumps(nan_to_none(summary), indent=2, allow_nan=False))
         boxes = results.get("bbox", {})
         names = ("AP", "AP50", "AP75", "APs", "APm", "APl")
         row = {name: boxes[name] for name in names if name in boxes}

@@ -107,7 +107,8 @@ def _report(run_folders: Sequence[Path], json_file: Path | None) -> None:
         content["difference"] = asdict(analyses[2])
     sys.stdout.write(format_table(names, analyses) + "\n")
     if json_file:
-        write_text(json_file, json.dumps(nan_to_none(content), indent=2), durable=False)
+        text = json.dumps(nan_to_none(content), indent=2, allow_nan=False)
+        write_text(json_file, text, durable=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
