@@ -11,7 +11,11 @@ CAP = 900  # seconds, after which something hangs
 
 
 def wait_until(
-    condition: Callable[[], object], process: Popen | None = None, *, say: Callable = lambda: ""
+    condition: Callable[[], object],
+    process: Popen | None = None,
+    *,
+    say: Callable = lambda: "",
+    every: float = 0.1,
 ) -> None:
     """Wait until a condition holds; fail when the process that should bring it about has ended.
 
@@ -19,6 +23,7 @@ def wait_until(
         condition: is asked again and again.
         process: the one that works for it, where there is one.
         say: called when it fails, for the message.
+        every: seconds between two questions; more where a question costs as much as a process.
     """
     deadline = time.monotonic() + CAP
     while True:
@@ -27,14 +32,16 @@ def wait_until(
             return
         assert not ended, f"the process ended before it happened: {say()}"
         assert time.monotonic() < deadline, f"it did not happen in {CAP} s: {say()}"
-        time.sleep(0.1)
+        time.sleep(every)
 
 
 def spawn(rank: Callable[..., None], *arguments: object, ranks: int = 2) -> None:
     """Run ``rank(number, *arguments)`` in processes of their own, until all have ended well."""
     import torch.multiprocessing as mp
 
-    context = mp.spawn(rank, arguments, nprocs=ranks, join=False)
+    # Forked from one process that has imported all of it and done nothing yet.
+    mp.set_forkserver_preload([rank.__module__])
+    context = mp.start_processes(rank, arguments, ranks, join=False, start_method="forkserver")
     try:
         wait_until(lambda: context.join(timeout=1), say=lambda: "the ranks wait for each other")
     finally:

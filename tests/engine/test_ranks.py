@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,7 +15,7 @@ import torch.distributed as dist
 from detectron2.config import CfgNode
 
 from tests.small import load, write_config
-from tests.waiting import CAP, join
+from tests.waiting import CAP, spawn
 from yolof_d2.engine import Trainer
 from yolof_d2.engine.checkpoint import StrictDetectionCheckpointer
 from yolof_d2.measure.metrics_file import read_metrics
@@ -101,12 +100,7 @@ class Run:
 def run(tmp_path_factory) -> Run:
     folder = tmp_path_factory.mktemp("ranks")
     write_config(folder)
-    context = multiprocessing.get_context("forkserver")  # imports once
-    context.set_forkserver_preload(["yolof_d2.engine", "tests.small"])
-    processes = [context.Process(target=rank, args=(i, folder)) for i in range(RANKS)]
-    for process in processes:
-        process.start()
-    join(processes)
+    spawn(rank, folder, ranks=RANKS)
     return Run(folder, [torch.load(folder / f"{i}.pth", weights_only=False) for i in range(RANKS)])
 
 

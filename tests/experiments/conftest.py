@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.experiments.slurm_cluster import SlurmCluster, missing_requirements
-from tests.experiments.tiny import Tiny, make_tiny
+from tests.experiments.tiny import Tiny, make_runs, make_tiny
 
 
 @pytest.fixture(scope="session")
@@ -17,17 +17,15 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of resolved configs, shared since each takes a start of torch."""
-    return tmp_path_factory.mktemp("cache")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of resolved configs and copied code, which all runs can use."""
+    return tmp_path_factory.mktemp("shared")
 
 
 @pytest.fixture
-def runs(tmp_path: Path, cache: Path) -> Path:
+def runs(tmp_path: Path, shared: Path) -> Path:
     """The folder of all runs of one test."""
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "cache").symlink_to(cache)
-    return tmp_path / "runs"
+    return make_runs(tmp_path / "runs", shared)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from tests.small import ROOT, write_config
 from tests.waiting import CAP
 
 PLUGIN = '''
-"""Trains as usual, but slowly, and badly where it is told to."""
+"""Trains as usual, but slowly and badly where it is told to."""
 
 import json
 import os
@@ -31,8 +31,9 @@ from yolof_d2.modeling.encoder.projector import ProjectorEncoder
 
 
 def add_config(cfg):
+    crash = {"CRASH_AT": -1, "CRASH_RANK": 0, "WITH": "error"}
     cfg.MODEL.YOLOF.ENCODER.TROUBLE = CfgNode(
-        {"SECONDS": 0.0, "CRASH_AT": -1, "CRASH_RANK": 0, "WITH": "error", "VARIANT": 0}
+        {"SECONDS": 0.0, "SECONDS_RESUMED": 0.0, "VARIANT": 0, **crash}
     )
 
 
@@ -41,11 +42,13 @@ class TroubleEncoder(ProjectorEncoder):
     @classmethod
     def from_config(cls, cfg, input_shape):
         cls.node = cfg.MODEL.YOLOF.ENCODER.TROUBLE
+        resumed = (Path(cfg.OUTPUT_DIR) / "last_checkpoint").exists()
+        cls.seconds = cls.node.SECONDS_RESUMED if resumed else cls.node.SECONDS
         return super().from_config(cfg, input_shape)
 
     def forward(self, feature):
         if self.training and not feature.is_meta:
-            time.sleep(self.node.SECONDS)
+            time.sleep(self.seconds)
             self.steps = getattr(self, "steps", 0) + 1
             if self.steps == self.node.CRASH_AT and comm.get_rank() == self.node.CRASH_RANK:
                 if self.node.WITH == "memory":
@@ -57,7 +60,7 @@ class TroubleEncoder(ProjectorEncoder):
 '''
 
 
-SLOW = {"SOLVER.MAX_ITER": 60, "SOLVER.STEPS": [50]}
+SLOW = {"SOLVER.MAX_ITER": 40, "SOLVER.STEPS": [30]}  # with ``SECONDS=1.0``: time to act
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,15 @@ def make_tiny(folder: Path) -> Tiny:
     return Tiny(folder)
 
 
+def make_runs(folder: Path, shared: Path) -> Path:
+    """Make a folder of runs, with what those of all tests share."""
+    folder.mkdir()
+    for name in ("cache", "code"):  # a config takes a start of torch, the code a compilation
+        (shared / name).mkdir(exist_ok=True)
+        (folder / name).symlink_to(shared / name)
+    return folder
+
+
 def resolve_here(requests: list[ConfigRequest]) -> list[ConfigAnswer]:
     """Resolve in this process, which has torch already."""
     from experiments.spec.build_configs import resolve
@@ -149,6 +161,11 @@ def state(folder: Path) -> dict:
     """Return ``state.json`` of a run, empty if there is none."""
     path = folder / "state.json"
     return read_json(path) if path.exists() else {}
+
+
+def is_training(folder: Path) -> bool:
+    """Whether the run says that it trains."""
+    return state(folder).get("state") == "running"
 
 
 def checkpoint_iteration(folder: Path) -> int:

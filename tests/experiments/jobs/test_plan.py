@@ -5,6 +5,7 @@ from tests.experiments.tiny import experiments
 
 def test_plan_shows_what_differs_and_the_arithmetic_and_changes_nothing(tiny, runs):
     overrides = {"MODEL.YOLOF.MATCHER.UNIFORM.TOPK": 2}
+    (runs / "code").unlink()  # that of all tests
     sweep = tiny.sweep(
         runs={"a": {}, "b": {"overrides": overrides}},
         resources={"ranks": 2, "seconds_per_iteration": 100},

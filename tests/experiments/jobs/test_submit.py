@@ -15,6 +15,7 @@ from tests.experiments.tiny import (
     SLOW,
     checkpoint_iteration,
     experiments,
+    is_training,
     rank_processes,
     run_folders,
     start,
@@ -72,21 +73,21 @@ def test_in_this_process_through_the_same_code(tiny, runs):
 
 
 def test_a_signal_saves_at_the_boundary_and_the_run_goes_on(tiny, runs):
-    sweep = tiny.sweep(ranks=2, overrides={**SLOW, **tiny.trouble(SECONDS=0.2)})
+    sweep = tiny.sweep(ranks=2, overrides={**SLOW, **tiny.trouble(SECONDS=1.0)})
     submit = start(runs, "submit", sweep, "--cluster", tiny.cluster())
     wait_until(lambda: (runs / "sweeps" / "tiny" / "sweep.json").exists())
     folder = run_folders(runs)["a"]
-    wait_until(lambda: state(folder).get("iteration", 0) > 0)
+    wait_until(lambda: is_training(folder))
     # To one rank only: both must stop at the same iteration.
     os.kill(rank_processes(folder)[1], signal.SIGUSR2)
     wait_until(lambda: len(state(folder)["attempts"]) == 2)
     stopped = checkpoint_iteration(folder) + 1
-    assert 0 < stopped < 60
+    assert 0 < stopped < 40
     said, _ = submit.communicate(timeout=CAP)
     assert submit.returncode == 0, said
     first, second = state(folder)["attempts"]
     assert (first["first"], first["last"]) == (0, stopped)
-    assert (second["first"], second["last"]) == (stopped, 60)
+    assert (second["first"], second["last"]) == (stopped, 40)
     assert "Exception during training" not in (folder / "log.txt").read_text()
     assert len(list((runs / "all").iterdir())) == 1
 
@@ -101,7 +102,7 @@ def test_two_submits_at_once_share_the_work(tiny, runs):
 
 
 def test_a_submit_killed_before_it_noted_its_process_doubles_nothing(tiny, runs):
-    sweep = tiny.sweep(overrides={**SLOW, **tiny.trouble(SECONDS=0.1)})
+    sweep = tiny.sweep(overrides=tiny.trouble(SECONDS=2.0))
     submit = start(runs, "submit", sweep, "--cluster", tiny.cluster())
     wait_until(lambda: any((runs / "all").glob("*/state.json")))
     submit.send_signal(signal.SIGKILL)
@@ -123,6 +124,7 @@ def test_jobs_run_the_code_as_it_was_when_submitted(tiny, runs, tmp_path):
     checkout = tmp_path / "checkout"
     for name in ("yolof_d2", "experiments", "configs"):
         shutil.copytree(ROOT / name, checkout / name)
+    (runs / "code").unlink()  # that of all tests
     submit = start(runs, "submit", tiny.sweep(), "--cluster", tiny.cluster(), cwd=checkout)
     wait_until(lambda: bool(list((runs / "code").glob("[0-9a-f]*"))))
     for module in ("engine/trainer.py", "modeling/meta_arch/yolof.py"):

@@ -14,6 +14,7 @@ import pytest
 from tests.experiments.tiny import (
     checkpoint_iteration,
     experiments,
+    make_runs,
     rank_processes,
     run_folders,
     start,
@@ -25,8 +26,8 @@ from yolof_d2.measure.metrics_file import read_metrics
 
 pytestmark = pytest.mark.slow
 
-ITERATIONS = 180
-KILLS = 3
+ITERATIONS = 160
+KILLS = 2
 
 
 def is_worth_a_kill(folder: Path, starts: int) -> bool:
@@ -38,11 +39,11 @@ def is_worth_a_kill(folder: Path, starts: int) -> bool:
 
 
 @pytest.fixture(scope="module")
-def killed(tiny, tmp_path_factory) -> Path:
-    """Kill and requeue a run three times; return the folder of all runs."""
-    runs = tmp_path_factory.mktemp("killed") / "runs"
+def killed(tiny, shared, tmp_path_factory) -> Path:
+    """Kill and requeue a run twice; return the folder of all runs."""
+    runs = make_runs(tmp_path_factory.mktemp("killed") / "runs", shared)
     overrides = {
-        **tiny.trouble(SECONDS=0.05),
+        **tiny.trouble(SECONDS=0.05, SECONDS_RESUMED=0.05),
         "SOLVER.MAX_ITER": ITERATIONS,
         "SOLVER.STEPS": [150],
         "SOLVER.CHECKPOINT_PERIOD": 17,
@@ -86,7 +87,7 @@ def logged(folder) -> LocalRun:
     return read_run(starts[-1])
 
 
-def test_a_run_killed_three_times_is_one_gapless_run(folder, logged):
+def test_a_run_killed_twice_is_one_gapless_run(folder, logged):
     records = read_metrics(folder / "metrics.json")
     assert len(state(folder)["attempts"]) == KILLS + 1
     assert checkpoint_iteration(folder) == ITERATIONS - 1
