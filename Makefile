@@ -7,8 +7,9 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 EXPERIMENTS := $(PY) -m experiments
 CONSTRAINTS := requirements/constraints.txt
-# One process per core; tests of one group (tests/conftest.py) stay in one of them.
-PYTEST := $(PY) -m pytest -q -n logical --maxprocesses 8 --durations=10
+# Tests of one group (tests/conftest.py) stay in one process.
+PYTEST := $(PY) -m pytest -q --maxprocesses 8 --durations=10
+CORES := $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 PIP := $(PY) -m pip --disable-pip-version-check install -c $(CONSTRAINTS)
 
 # Settings of the user's pip that do not work inside .venv.
@@ -54,10 +55,11 @@ demo: $(STAMP)  ## train three models on generated images, compare them, draw a 
 		|| $(call fail,$(DEMO_FAILED))
 
 test: $(STAMP)  ## run all tests, and name the slowest
-	@$(PYTEST) tests || $(call fail,$(TEST_FAILED))
+	@# One process more than there are cores: that of the SLURM tests waits most of the time.
+	@$(PYTEST) -n $$(($(CORES) + 1)) tests || $(call fail,$(TEST_FAILED))
 
-test-fast: $(STAMP)  ## run the tests that take less than about five seconds each
-	@$(PYTEST) -m "not slow and not slurm" tests || $(call fail,$(TEST_FAILED))
+test-fast: $(STAMP)  ## run the tests for work at the desk: no training, no processes
+	@$(PYTEST) -n $(CORES) -m "not slow" tests || $(call fail,$(TEST_FAILED))
 
 mutants: $(STAMP)  ## plant faults in the code and show which of them the tests catch (minutes)
 	@nice $(PY) -m tests.mutants.run || $(call fail,$(MUTANTS_FAILED))

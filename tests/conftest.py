@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+pytest_plugins = ["tests.tracking.client"]
+
 os.environ["WANDB_MODE"] = "disabled"  # unless a test says otherwise
 os.environ["OMP_NUM_THREADS"] = "1"  # the processes of pytest-xdist share the cores
 
@@ -19,9 +21,31 @@ settings.load_profile("busy")
 ROOT = Path(__file__).parents[1]
 
 
+# Folders and files whose tests start processes, train, or go through all configs: not for work at
+# the desk. In the order in which they are run, those that take longest first.
+SLOW = (
+    *("experiments/jobs/test_slurm_sweeps", "experiments/tracking", "experiments/jobs/test_submit"),
+    *("experiments/jobs/test_cancel", "experiments/jobs/test_logs", "experiments/jobs/test_plan"),
+    *("test_train_net", "tools/test_model_zoo", "test_configs", "engine/test_ranks", "tracking"),
+    *("experiments/test_main", "modeling/test_families", "experiments/spec/test_shipped_sweeps"),
+    *("experiments/spec/test_resolve", "benchmark/test_comparison", "conformance/test_suite"),
+    *("modeling/meta_arch", "modeling/backbone", "engine/test_trainer", "convert", "mutants"),
+    *("test_docs", "data/validation/test_main", "data/test_mosaic", "conformance/test_main"),
+    *("experiments/report/test_plots", "measure", "evaluation"),
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start with what takes longest."""
-    items.sort(key=lambda item: [not item.get_closest_marker(name) for name in ("slurm", "slow")])
+    """Mark what is slow, and start with it."""
+
+    def rank(item: pytest.Item) -> int:
+        file = item.path.relative_to(ROOT / "tests").as_posix()
+        return next((i for i, start in enumerate(SLOW) if file.startswith(start)), len(SLOW))
+
+    for item in items:
+        if rank(item) < len(SLOW):
+            item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: (not item.get_closest_marker("slow"), rank(item)))
 
 
 @functools.cache

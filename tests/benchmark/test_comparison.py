@@ -10,8 +10,6 @@ from yolof_d2.benchmark.comparison import run_benchmark
 from yolof_d2.benchmark.contender import Options
 from yolof_d2.benchmark.parts import PARTS
 
-pytestmark = pytest.mark.slow  # the record that most tests read
-
 CONFIGS = ["configs/quick/synthetic.yaml", "configs/quick/synthetic_retinanet.yaml"]
 OPTIONS = Options(size=(64, 96), batch_size=(2, 1), objects=3, boxes=150, warmup=1, iterations=3)
 

@@ -145,13 +145,12 @@ def test_a_plugin_that_takes_a_name_in_use_is_refused(write_parts):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_a_plugin_outside_the_repository_trains_by_config_keys_alone(tmp_path, ranks):
+def test_a_plugin_outside_the_repository_trains_by_config_keys_alone(tmp_path):
     plugin = tmp_path / "elsewhere" / "parts.py"
     plugin.parent.mkdir()
     plugin.write_text(PARTS.format(name="Mine"))
     command = [
-        *(sys.executable, "-W", "ignore", str(ROOT / "train_net.py"), "--num-gpus", str(ranks)),
+        *(sys.executable, "-W", "ignore", str(ROOT / "train_net.py"), "--num-gpus", "2"),
         *("--dist-url", "auto", "--config-file", write_config(tmp_path, 4, 2)),
         *overrides(str(plugin)),
         *("MODEL.YOLOF.ENCODER.NAME", "Mine", "MODEL.YOLOF.MATCHER.NAME", "MineMatcher"),
@@ -161,5 +160,5 @@ def test_a_plugin_outside_the_repository_trains_by_config_keys_alone(tmp_path, r
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=CAP)
     assert run.returncode == 0, run.stderr[-3000:]
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert summary["iterations"] == 2 and summary["world_size"] == ranks
+    assert summary["iterations"] == 2 and summary["world_size"] == 2
     assert "(encoder): Mine(" in (tmp_path / "out" / "log.txt").read_text()

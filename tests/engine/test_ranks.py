@@ -20,8 +20,6 @@ from yolof_d2.engine import Trainer
 from yolof_d2.engine.checkpoint import StrictDetectionCheckpointer
 from yolof_d2.measure.metrics_file import read_metrics
 
-pytestmark = pytest.mark.slow
-
 RANKS = 8
 ITERATIONS = 5
 

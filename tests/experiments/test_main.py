@@ -100,7 +100,6 @@ def test_a_slurm_that_does_not_answer_submits_nothing(tiny, runs, fake_slurm):
     assert "1 queued" in table and complaint in table
 
 
-@pytest.mark.slow
 def test_damaged_and_old_records_stop_their_run_and_no_other(tiny, runs):
     sweep = tiny.sweep(seeds=[0, 1])
     cluster = tiny.cluster()
@@ -136,7 +135,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-@pytest.mark.slow
 def test_a_full_disk_submits_nothing_and_loses_nothing(tiny, small_disk):
     sweep, cluster = tiny.sweep(), tiny.cluster()
     runs = small_disk / "runs"

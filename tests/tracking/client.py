@@ -1,10 +1,9 @@
-"""W&B's client for tests: it knows of no key and no settings but theirs, and is gone afterwards."""
+"""Fixtures with W&B's client: it has no key and no settings but theirs, and is gone afterwards."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,9 +12,10 @@ from tests.wandb_server import API_KEY, WandbServer
 from yolof_d2.tracking.wandb_run import forget_wandb
 
 
-@contextmanager
-def fresh_client(folder: Path) -> Iterator[None]:
-    """What is inside starts W&B's client anew; ``folder`` is for its files."""
+@pytest.fixture
+def wandb_client(tmp_path: Path) -> Iterator[None]:
+    """Start W&B's client anew."""
+    folder = tmp_path / "client"
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
             if name.startswith("WANDB_"):
@@ -40,8 +40,8 @@ def _end_client() -> None:
     os.environ.pop("WANDB_SERVICE", None)
 
 
-@contextmanager
-def logged_in_server() -> Iterator[WandbServer]:
+@pytest.fixture
+def server(wandb_client: None) -> Iterator[WandbServer]:
     """The server that the client has a key of."""
     with WandbServer() as server, pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_BASE_URL", server.url)

@@ -21,6 +21,8 @@ from yolof_d2.measure.metrics_file import read_metrics, summarise
 from yolof_d2.tracking import writer
 from yolof_d2.tracking.__main__ import main
 
+pytestmark = pytest.mark.usefixtures("wandb_client")
+
 ROOT = Path(__file__).parents[2]
 MUCH = 50.0  # seconds: less than what hangs would take, more than a busy machine
 

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import pytest
-
 from tests.experiments.tiny import (
     SLOW,
     checkpoint_iteration,
@@ -14,7 +12,6 @@ from tests.experiments.tiny import (
 from tests.waiting import CAP, wait_until
 
 
-@pytest.mark.slow
 def test_cancel_saves_and_retry_goes_on(tiny, runs):
     sweep = tiny.sweep(overrides={**SLOW, **tiny.trouble(SECONDS=1.0)})
     cluster = tiny.cluster()

@@ -7,8 +7,6 @@ import shutil
 import signal
 from pathlib import Path
 
-import pytest
-
 from tests.experiments.records import read_json
 from tests.experiments.tiny import (
     ROOT,
@@ -23,13 +21,12 @@ from tests.experiments.tiny import (
 )
 from tests.waiting import CAP, wait_until
 
-pytestmark = pytest.mark.slow  # they start jobs
 
-
-def test_two_ranks_train_to_the_end_and_a_second_submit_does_nothing(tiny, runs):
-    sweep = tiny.sweep(ranks=2, seeds=[0, 1])
-    said = experiments(runs, "submit", sweep, "--cluster", tiny.cluster(), "--parallel", 2)
-    assert "2 of 2 runs submitted; now 2 finished" in said
+def test_two_submits_at_once_train_each_run_once_and_a_third_does_nothing(tiny, runs):
+    sweep, cluster = tiny.sweep(ranks=2, seeds=[0, 1]), tiny.cluster()
+    words = ("submit", sweep, "--cluster", cluster, "--parallel", 2)
+    submits = [start(runs, *words) for _ in range(2)]
+    said = [submit.communicate(timeout=CAP)[0] for submit in submits]
     for name, folder in run_folders(runs).items():
         run, summary = read_json(folder / "run.json"), read_json(folder / "summary.json")
         assert run["config"]["SEED"] == summary["seed"] == int(name[-1])
@@ -38,11 +35,10 @@ def test_two_ranks_train_to_the_end_and_a_second_submit_does_nothing(tiny, runs)
         attempt = read_json(folder / "attempts" / "1.json")
         assert len(attempt["data"]) == 2 and "torch" in attempt["packages"]
         assert attempt["code"]["commit"] and Path(attempt["code_folder"], "yolof_d2").is_dir()
-        assert state(folder)["state"] == "finished"
+        assert state(folder)["state"] == "finished" and len(state(folder)["attempts"]) == 1, said
         assert [point[0] for point in state(folder)["evaluations"]] == [6]
     before = sorted(path for path in runs.rglob("*") if path.is_dir())
-    said = experiments(runs, "submit", sweep, "--cluster", tiny.cluster())
-    assert "0 of 2 runs submitted; now 2 finished" in said
+    assert "0 of 2 runs submitted; now 2 finished" in experiments(runs, *words)
     assert sorted(path for path in runs.rglob("*") if path.is_dir()) == before
 
 
@@ -90,15 +86,6 @@ def test_a_signal_saves_at_the_boundary_and_the_run_goes_on(tiny, runs):
     assert (second["first"], second["last"]) == (stopped, 40)
     assert "Exception during training" not in (folder / "log.txt").read_text()
     assert len(list((runs / "all").iterdir())) == 1
-
-
-def test_two_submits_at_once_share_the_work(tiny, runs):
-    sweep = tiny.sweep(seeds=[0, 1, 2, 3])
-    submits = [start(runs, "submit", sweep, "--cluster", tiny.cluster()) for _ in range(2)]
-    said = [submit.communicate(timeout=CAP)[0] for submit in submits]
-    for folder in run_folders(runs).values():
-        assert state(folder)["state"] == "finished"
-        assert len(state(folder)["attempts"]) == 1, said
 
 
 def test_a_submit_killed_before_it_noted_its_process_doubles_nothing(tiny, runs):

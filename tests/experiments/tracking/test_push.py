@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +13,12 @@ from experiments.store.ledger import Ledger
 from experiments.tracking.push import push
 from experiments.tracking.wandb_identity import wandb_identity
 from tests.experiments.records import write_json
-from tests.tracking.client import fresh_client, logged_in_server
 from tests.wandb_server import WandbServer
 
 ITERATIONS = 100
 
 
-@pytest.fixture(autouse=True)
-def _client(tmp_path: Path) -> Iterator[None]:
-    with fresh_client(tmp_path / "client"):
-        yield
-
-
-@pytest.fixture
-def server() -> Iterator[WandbServer]:
-    with logged_in_server() as server:
-        yield server
+pytestmark = pytest.mark.usefixtures("wandb_client")
 
 
 @pytest.fixture

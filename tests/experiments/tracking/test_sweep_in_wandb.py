@@ -24,8 +24,6 @@ from tests.tracking.wandb_files import LocalRun, read_run
 from tests.waiting import CAP, wait_until
 from yolof_d2.measure.metrics_file import read_metrics
 
-pytestmark = pytest.mark.slow
-
 ITERATIONS = 160
 KILLS = 2
 
