@@ -153,7 +153,8 @@ def break_data(data: SyntheticDataset, folder: Path) -> Path:
         (["MODEL.WEIGHTS", "no/such.pkl"], "MODEL.WEIGHTS: there is no file 'no/such.pkl'"),
     ],
 )
-def test_a_mistake_ends_in_one_message(data, tmp_path, monkeypatch, mistake, said):
+def test_a_mistake_ends_in_one_message(data, tmp_path, monkeypatch, caplog, mistake, said):
+    caplog.set_level("INFO", "yolof_d2")  # train_net.py does, and here it ends with the test
     words = ["train_net.py", "--config-file", CONFIG, *SMALL, *data_keys(data), *mistake]
     monkeypatch.setattr(sys, "argv", [*map(str, words), "OUTPUT_DIR", str(tmp_path)])
     with pytest.raises(SystemExit, match=r"^error: ") as end:

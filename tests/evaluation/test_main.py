@@ -75,10 +75,10 @@ def test_what_cannot_be_measured_is_null_in_json(make_run, tmp_path, capsys):
 
 
 def told(caplog, *arguments) -> str:
-    """The only line that a failing command says."""
+    """The only error that a failing command says."""
     with caplog.at_level(logging.ERROR):
         assert main([str(argument) for argument in arguments]) == 1
-    (record,) = caplog.records
+    (record,) = (each for each in caplog.records if each.levelno == logging.ERROR)
     assert "\n" not in record.getMessage()
     return record.getMessage()
 
