@@ -5,7 +5,9 @@ python train_net.py --config-file configs/yolof_R_50_C5_1x.yaml --num-gpus 8 [--
 """
 
 import logging
+import multiprocessing
 import os
+import signal
 import sys
 
 from detectron2.engine import default_argument_parser, launch
@@ -17,7 +19,8 @@ from yolof_d2.config import build_cfg
 from yolof_d2.data import resolve_datasets
 from yolof_d2.engine import Launch, Trainer, preflight, setup_run
 from yolof_d2.engine.checkpoint import StrictDetectionCheckpointer
-from yolof_d2.errors import UserError
+from yolof_d2.engine.signals import STOP_SIGNALS, StopSignals
+from yolof_d2.errors import TrainingStopped, UserError
 
 
 def main(how, cfg):
@@ -32,7 +35,9 @@ def main(how, cfg):
         if comm.is_main_process():
             verify_results(cfg, results)
         return results
+    signals = StopSignals()
     trainer = Trainer(cfg)
+    signals.stop_with(trainer)
     trainer.resume_or_load(resume=how.resume)
     return trainer.train()
 
@@ -44,6 +49,17 @@ def worker(how, cfg):
     except UserError as error:
         logging.getLogger("yolof_d2").error(error)
         sys.exit(1)
+    except TrainingStopped as stopped:
+        logging.getLogger("yolof_d2").warning(
+            "Stopped by %s and saved. To go on, add --resume to the same command", stopped
+        )
+        sys.exit(1)
+
+
+def pass_on(number, frame):
+    """Pass a signal on to the ranks."""
+    for rank in multiprocessing.active_children():
+        os.kill(rank.pid, number)
 
 
 if __name__ == "__main__":
@@ -68,6 +84,8 @@ if __name__ == "__main__":
     if cfg.MODEL.DEVICE == "cpu":
         # So that Detectron2 chooses gloo, also where there are GPUs.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    for number in STOP_SIGNALS:
+        signal.signal(number, pass_on)
     try:
         launch(
             worker,
@@ -77,5 +95,10 @@ if __name__ == "__main__":
             args.dist_url,
             args=(how, cfg),
         )
-    except ProcessExitedException as error:  # the worker has said why
-        sys.exit(error.exit_code)
+    except ProcessExitedException as error:
+        if error.signal_name is None:  # the worker has said why
+            sys.exit(error.exit_code)
+        sys.exit(
+            f"error: rank {error.error_index} was ended by {error.signal_name}; often because the "
+            "memory of the machine ran out (dmesg says so). Go on with --resume"
+        )

@@ -35,10 +35,21 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
             if durable:
                 os.fsync(file.fileno())
         partial.replace(path)
+        if durable:
+            _sync_folder(path.parent)
     except BaseException:
         with suppress(OSError):  # it takes space, perhaps on a full disk
             partial.unlink(missing_ok=True)
         raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def find_run_file(run_folder: Path, name: str) -> Path:

@@ -29,7 +29,7 @@ from yolof_d2.measure.provenance import describe_run
 
 from .attempt import Attempt, ReportProgress
 from .rendezvous import init_process_group, leave_process_group
-from .signals import StopSignals
+from .signals import JobSignals
 
 logger = logging.getLogger("yolof_d2.experiments")
 
@@ -56,7 +56,7 @@ def run_rank(root: str, identity: str, token: str) -> str:
     before = attempt.ledger.read_progress(identity)
     if before is not None and before.state == FINISHED:  # requeued all the same
         return FINISHED
-    signals = StopSignals(attempt.env)
+    signals = JobSignals(attempt.env)
     try:
         if attempt.rank == 0 and not attempt.begin():
             return SUPERSEDED
@@ -79,7 +79,7 @@ def run_rank(root: str, identity: str, token: str) -> str:
     raise SystemExit(1)  # stopped, and not requeued from here
 
 
-def _train(attempt: Attempt, signals: StopSignals) -> str | None:
+def _train(attempt: Attempt, signals: JobSignals) -> str | None:
     """Return why training stopped early, None if it is finished."""
     _check_code(attempt)
     run = attempt.ledger.require_run(attempt.identity)

@@ -1,20 +1,19 @@
-"""Turn signals to a job into requests to stop; nothing is saved inside a handler."""
+"""What a signal to a job means: the trainer stops, and some jobs are requeued."""
 
 from __future__ import annotations
 
 import signal
 import time
-from typing import Any
 
 import submitit
 from detectron2.utils import comm
 
-from yolof_d2.engine import Trainer
+from yolof_d2.engine.signals import StopSignals
 
 _WAIT_FOR_END_SECONDS = 600.0  # a preemption's grace time, at most
 
 
-class StopSignals:
+class JobSignals(StopSignals):
     """Passes signals on to the trainer, and requeues where the signal asks for it.
 
     submitit's own handler, which requeues, is kept and called when the run has saved. SIGTERM alone
@@ -25,25 +24,14 @@ class StopSignals:
     def __init__(self, env: submitit.JobEnvironment):
         self._env = env
         self._requeue_signal = env._usr_sig()
-        self._trainer: Trainer | None = None
-        self._received = ""
         numbers = [signal.SIGTERM, self._requeue_signal]
         if env.cluster == "local":
             numbers.append(signal.SIGINT)  # Ctrl-C on the submit that started it
-        self._before = {number: signal.signal(number, self._receive) for number in numbers}
+        super().__init__(numbers)
 
-    def _receive(self, signum: int, frame: Any) -> None:
-        name = signal.Signals(signum).name
-        if signum == self._requeue_signal or not self._received:
+    def _note(self, name: str) -> None:
+        if name == self._requeue_signal.name or not self._received:
             self._received = name
-        if self._trainer is not None:
-            self._trainer.request_stop(self._received)
-
-    def stop_with(self, trainer: Trainer) -> None:
-        """Pass requests on to a trainer, earlier ones included."""
-        self._trainer = trainer
-        if self._received:
-            trainer.request_stop(self._received)
 
     def obey(self, name: str, rank: int) -> None:
         """Requeue the job, if the signal that stopped the run asks for it.
@@ -62,8 +50,3 @@ class StopSignals:
             time.sleep(_WAIT_FOR_END_SECONDS)
         if requeue:
             raise SystemExit(0)
-
-    def restore(self) -> None:
-        """Put the former handlers back."""
-        for signum, handler in self._before.items():
-            signal.signal(signum, handler)

@@ -22,7 +22,7 @@ from experiments.store.records import (
     SweepRun,
 )
 
-from .statistics import Average, average
+from .statistics import Average, Difference, average, paired_difference
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,14 @@ class Row:
         """Return seed -> a figure of the summary, of the runs that have it."""
         found = ((outcome.run.seed, outcome.figure(path)) for outcome in self.finished)
         return {seed: value for seed, value in found if value is not None}
+
+    def differ_from(self, baseline: Row, path: str) -> Difference | None:
+        """Return the paired difference of a figure: over the seeds that gave both the same samples."""
+        theirs = {run.run.seed: run.figure("stream") for run in baseline.finished}
+        own = {run.run.seed: run.figure("stream") for run in self.finished}
+        paired = {seed for seed, word in own.items() if word and word == theirs.get(seed)}
+        values = {seed: value for seed, value in self.by_seed(path).items() if seed in paired}
+        return paired_difference(values, baseline.by_seed(path))
 
     def average(self, path: str) -> Average | None:
         """Return a figure of the summary over the seeds; None if no run has it."""

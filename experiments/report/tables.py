@@ -15,7 +15,6 @@ from experiments.store.records import ERRORS, METRICS, SHARES, SIZES
 from .fairness import Knob, describe_data, shorten, unequal_knobs
 from .outcomes import Comparison, Outcome, Row
 from .page import Block, Document, Heading, Items, Picture, Table, Text
-from .statistics import paired_difference
 
 _NONE = "—"
 _LISTED_RUNS = 40  # report.csv has them all
@@ -25,14 +24,15 @@ _KNOB_COLUMNS = 8  # rows beyond which they do not fit side by side
 
 _RESULTS = (
     "AP is COCO's, in percent, on the last weights: mean over seeds ± standard deviation. "
-    "vs baseline is the mean difference in AP, seed by seed, with its 95 % interval by Student's t "
-    "and the number n of seeds that both have. images/s and s/iter (medians) and MiB "
+    "vs baseline is the mean difference in AP, with its 95 % interval by Student's t, over the n "
+    "seeds with which both saw the same samples in the same order; 'not paired' where there is no "
+    "such seed. images/s and s/iter (medians) and MiB "
     "(highest; allocated on a GPU, else resident) are of training; eval s is the time of an "
     "evaluation. They hold for the machine and its load at the time."
 )
 _ERRORS = (
     "AP50 gained by fixing all errors of one type, mean over seeds (in brackets: the mean "
-    "difference to the baseline, seed by seed)."
+    "difference to the baseline, over the seeds with which both saw the same samples)."
 )
 _MATCHING = (
     "Positive anchors of an object, all and by COCO's sizes in the network's input; shares in "
@@ -82,15 +82,18 @@ def compose(
 
 def results_table(comparison: Comparison) -> Table:
     """Return the table of AP and cost, a line for each row."""
-    base = comparison.baseline.by_seed("results.bbox.AP")
     figure = partial(methodcaller, "figure")
 
     def versus(row: Row) -> str:
         if row is comparison.baseline:
             return "baseline"
-        found = paired_difference(row.by_seed("results.bbox.AP"), base)
+        ap, base = "results.bbox.AP", comparison.baseline
+        found = row.differ_from(base, ap)
         if found is None:
-            return _NONE
+            means = row.average(ap), base.average(ap)
+            if None in means:
+                return _NONE
+            return f"{means[0].mean - means[1].mean:+.1f}, not paired"
         interval = ""
         if found.half_width is not None:
             low, high = found.mean - found.half_width, found.mean + found.half_width
@@ -118,7 +121,7 @@ def results_table(comparison: Comparison) -> Table:
 def _errors(comparison: Comparison) -> list[Block]:
     def cell(name: str, row: Row) -> str:
         path = f"results.errors.{name}"
-        difference = paired_difference(row.by_seed(path), comparison.baseline.by_seed(path))
+        difference = row.differ_from(comparison.baseline, path)
         if difference is None or row is comparison.baseline:
             return _mean(path, row)
         return f"{_mean(path, row)} ({difference.mean:+.1f})"

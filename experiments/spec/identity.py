@@ -1,8 +1,8 @@
 """The identity of a run.
 
 A run is the hash of its resolved config and its number of ranks, less :data:`EXCLUDED_KEYS`. The
-ranks count because batch statistics and random numbers are each rank's own: the same config on 8
-ranks and on one gives other weights.
+ranks count because batch statistics and the model's random numbers are each rank's own: the same
+config on 8 ranks and on one gives other weights, of the same samples.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ import json
 from experiments.store.records import ResolvedConfig
 
 EXCLUDED_KEYS = (
+    "DATALOADER.NUM_WORKERS",  # who reads the images
     "OUTPUT_DIR",  # the run folder
     "SOLVER.CHECKPOINT_PERIOD",  # how often weights are saved
+    "SOLVER.RESUME_CHANGED",  # a permission
     "TEST.PICTURES",  # pictures for the log
     "VIS_PERIOD",  # the same
     "WANDB",  # where figures go
 )
 """Config keys that cannot change results.
 
-``DATALOADER.NUM_WORKERS`` is not among them: Detectron2 seeds augmentation by worker, so that it
-does change what is drawn. Neither are the paths of data, of which a change may mean other data.
+The paths of data are not among them: a change may mean other data.
 """
 
 

@@ -247,6 +247,7 @@ class Summary(BaseModel):
     evaluation: EvaluationCost = EvaluationCost()
     matching: dict[str, float | None] = {}
     results: dict[str, dict[str, float | None]] = {}
+    stream: str | None = None  # which samples it saw in which order; None where it is not known
     commit: str | None = None
     command: str | None = None
     versions: dict[str, str | None] = {}

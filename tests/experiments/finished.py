@@ -155,6 +155,7 @@ class FinishedSweep:
         record = {"config": changed(config, SEED=seed), "overrides": overrides or {}}
         write_json(folder / "run.json", {**record, "config_file": config_file, "ranks": 8})
         if done is not None:
+            done = {"stream": f"{seed:012x}", **done}  # the same samples in all rows
             (folder / "summary.json").write_text(json.dumps(done, indent=2))
             state = {"state": "finished", **state}
         if state:

@@ -114,6 +114,10 @@ def add_yolof_config(cfg: CfgNode) -> None:
 
     cfg.SOLVER.BACKBONE_LR_FACTOR = 1.0  # learning rate of the backbone, relative to BASE_LR
     cfg.SOLVER.AMP.PRECISION = "fp16"  # or "bf16", without loss scaling; see SOLVER.AMP.ENABLED
+    # PyTorch's deterministic algorithms: two runs are then equal to the last bit. Operators that have
+    # none on a GPU are named in warnings.
+    cfg.SOLVER.DETERMINISTIC = False
+    cfg.SOLVER.RESUME_CHANGED = False  # resume from a checkpoint that another config has trained
     cfg.TEST.BEST_METRIC = "bbox/AP"  # its highest value is kept as model_best.pth; "" is off
     # Ground truth beside predictions, of the first NUM_IMAGES images (0 is off): every PERIOD
     # iterations, where an evaluation falls on them, and after the last evaluation.

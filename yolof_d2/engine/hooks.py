@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -63,14 +64,14 @@ class ResumableBestCheckpointer(BestCheckpointer):
     """Remember the best value over a resume, which Detectron2's ``BestCheckpointer`` does not."""
 
     def _best_checking(self) -> None:
-        # Detectron2 saves before it notes the new value, so that model_best.pth, from which a
-        # resume may start, would hold the old one.
+        # Detectron2 saves before it notes the new value, so that model_best.pth would hold the old
+        # one; and a run would resume from it, though the figures of its iteration are not written.
         value, iteration = self.trainer.storage.latest().get(self._val_metric, (None, 0))
         improves = self.best_metric is None or (value is not None and value > self.best_metric)
         if value is None:
             self._logger.warning("TEST.BEST_METRIC %s was not computed", self._val_metric)
         elif improves and self._update_best(value, iteration):
-            self._checkpointer.save(self._file_prefix, iteration=iteration)
+            self._checkpointer.save(self._file_prefix, resumable=False, iteration=iteration)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_metric": self.best_metric, "best_iter": self.best_iter}
@@ -183,6 +184,7 @@ class RunSummary(HookBase):
             "batch_size": self._batch_size,
             **summarise(read_metrics(self._folder / "metrics.json")),
             "results": results,
+            "stream": self._stream(),
             **self._provenance,
         }
         path = self._folder / "summary.json"
@@ -193,3 +195,7 @@ class RunSummary(HookBase):
         row["s/iter"] = summary["median_seconds_per_iteration"]
         row.update({f"{name} MiB": value for name, value in summary["peak_memory_mib"].items()})
         logger.info("Finished; written to %s\n%s", path, create_small_table(row))
+
+    def _stream(self) -> str | None:
+        word = self.trainer.stream_word
+        return None if math.isnan(word) else f"{word:012x}"

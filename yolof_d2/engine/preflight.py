@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.utils.file_io import PathManager
 
 from yolof_d2.data.validation import check_datasets
 from yolof_d2.errors import ConfigError
 from yolof_d2.measure.model_cost import build_meta_model
+
+from .checkpoint import checkpoints_in
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def _check_gpus(cfg: CfgNode, launch: Launch) -> None:
 
 
 def _check_weights(cfg: CfgNode, launch: Launch) -> None:
-    resumes = launch.resume and PathManager.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
+    resumes = launch.resume and bool(checkpoints_in(cfg.OUTPUT_DIR))
     weights = cfg.MODEL.WEIGHTS
     if launch.eval_only and not (weights or resumes):
         raise ConfigError(

@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import math
 import os
 import weakref
 from typing import Any
 
 import torch
+import yaml
 from detectron2.config import CfgNode
-from detectron2.data import (
-    DatasetFromList,
-    build_detection_test_loader,
-    build_detection_train_loader,
-    get_detection_dataset_dicts,
-)
+from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, default_setup
+from detectron2.engine.hooks import PeriodicCheckpointer
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
-from detectron2.utils.events import CommonMetricPrinter, EventWriter, TensorboardXWriter
+from detectron2.utils.events import CommonMetricPrinter, EventWriter
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
-from yolof_d2.config import load_plugins
-from yolof_d2.data import build_mapper, build_mosaic_mapper, register_datasets
+from yolof_d2.config import iter_keys, load_plugins
+from yolof_d2.data import build_mapper, build_train_loader, register_datasets
+from yolof_d2.errors import ConfigError
 from yolof_d2.evaluation import COCOBoxEvaluator
-from yolof_d2.measure.metrics_writer import MetricsWriter
+from yolof_d2.measure.metrics_writer import (
+    MetricsWriter,
+    TensorboardWriter,
+    restore_storage,
+    storage_state,
+)
 from yolof_d2.measure.provenance import describe_run
-from yolof_d2.measure.scalars import GradientNorm, TrainingMeasurements, measure_evaluation
+from yolof_d2.measure.scalars import TrainingMeasurements, measure_evaluation
 from yolof_d2.tracking import WandbWriter
 
 from .checkpoint import StrictDetectionCheckpointer
@@ -40,18 +45,35 @@ from .hooks import (
     StopOnRequest,
 )
 from .preflight import Launch
+from .run_lock import lock_run, unlock_run
 from .train_loop import MixedPrecisionTrainer
 
 logger = logging.getLogger(__name__)
 
+# Beginnings of keys that a resumed run may change. Of the training data, the samples are compared.
+_MAY_CHANGE = (
+    *("DATALOADER.NUM_WORKERS", "DATASETS.", "MODEL.DEVICE", "MODEL.WEIGHTS", "OUTPUT_DIR"),
+    *("SOLVER.CHECKPOINT_PERIOD", "SOLVER.MAX_ITER", "SOLVER.RESUME_CHANGED", "TEST."),
+    *("VIS_PERIOD", "WANDB."),
+)
 _PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def setup_run(cfg: CfgNode, launch: Launch) -> None:
-    """Set up plug-ins, data sets, loggers and seed in this process; save the resolved config."""
+    """Set up plug-ins, data sets, loggers and seed in this process; save the resolved config.
+
+    Raises:
+        ConfigError: another process trains in ``OUTPUT_DIR``.
+    """
+    if comm.is_main_process() and not launch.eval_only:
+        lock_run(cfg.OUTPUT_DIR)
     load_plugins(cfg.PLUGINS)  # again, because each rank is a process of its own
     register_datasets(cfg, eval_only=launch.eval_only)
     default_setup(cfg, launch)  # reads config_file and eval_only of its second argument
+    if cfg.SOLVER.DETERMINISTIC:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True, warn_only=True)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="yolof_d2")
 
 
@@ -84,6 +106,8 @@ class Trainer(DefaultTrainer):
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self._command = command
+        self._file_writers: list[MetricsWriter | TensorboardWriter] = []  # of the main rank
+        self._figures: dict[str, Any] = {}  # of the checkpoint
         self.register_hooks(self.build_hooks())
 
     @classmethod
@@ -111,16 +135,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
-        """Detectron2's loader with our mapper, or with mosaics (``INPUT.MOSAIC``)."""
-        if cfg.INPUT.MOSAIC.PROB == 0:
-            return build_detection_train_loader(cfg, mapper=build_mapper(cfg, is_train=True))
-        # Read as Detectron2 does, and wrapped here: the loader and the mosaics share one copy.
-        records = get_detection_dataset_dicts(
-            cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-        )
-        dataset = DatasetFromList(records, copy=False)
-        mapper = build_mosaic_mapper(cfg, dataset)
-        return build_detection_train_loader(cfg, mapper=mapper, dataset=dataset)
+        """The loader of :mod:`yolof_d2.data.stream`."""
+        return build_train_loader(cfg)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
@@ -143,21 +159,25 @@ class Trainer(DefaultTrainer):
         """Write to the log, ``metrics.json``, TensorBoard, and Weights & Biases."""
         folder = self.cfg.OUTPUT_DIR
         PathManager.mkdirs(folder)
-        writers: list[EventWriter] = [
-            CommonMetricPrinter(self.max_iter),
+        self._file_writers = [
             MetricsWriter(os.path.join(folder, "metrics.json")),
-            TensorboardXWriter(folder),
+            TensorboardWriter(folder),
         ]
+        writers: list[EventWriter] = [CommonMetricPrinter(self.max_iter), *self._file_writers]
         if WandbWriter.is_wanted(self.cfg):
-            writers.append(WandbWriter(self.cfg, command=self._command))
+            this = weakref.proxy(self)
+            own = {"command": self._command, "is_resumed": lambda: this.start_iter > 0}
+            writers.append(WandbWriter(self.cfg, **own))
         return writers
 
     def build_hooks(self) -> list[HookBase]:
-        """Add measurements, batch statistics, best checkpoint, pictures and summary."""
+        """Add measurements, batch statistics, best checkpoint, pictures and summary.
+
+        What an iteration brings is written before it is saved: a run that resumes from a checkpoint
+        then has everything that came before it, and nothing that comes again.
+        """
         cfg = self.cfg
         model = self._trainer.bare_model
-        trained = [p for p in model.parameters() if p.requires_grad]
-        self._trainer.register_hooks([GradientNorm(trained, self.max_iter)])
         hooks = super().build_hooks()
         # Behind timer, learning rate and precise batch norm; before what saves or evaluates.
         hooks[3:3] = [
@@ -165,7 +185,9 @@ class Trainer(DefaultTrainer):
             TrainingMeasurements(model, cfg.SOLVER.IMS_PER_BATCH),
         ]
         if comm.is_main_process():
-            writer = hooks.pop()  # last, so that it writes what the others measured
+            writer = hooks.pop()
+            (saver,) = (hook for hook in hooks if isinstance(hook, PeriodicCheckpointer))
+            hooks.remove(saver)
             metric, period = cfg.TEST.BEST_METRIC, cfg.TEST.EVAL_PERIOD
             if metric:
                 hooks.append(ResumableBestCheckpointer(period, self.checkpointer, metric))
@@ -174,7 +196,7 @@ class Trainer(DefaultTrainer):
                 own = {"num_images": pictures.NUM_IMAGES, "period": pictures.PERIOD}
                 hooks.append(DrawPredictions(cfg.DATASETS.TEST[0], cfg.OUTPUT_DIR, **own))
             summary = RunSummary(cfg.OUTPUT_DIR, cfg.SOLVER.IMS_PER_BATCH, self._describe)
-            hooks += [writer, summary]
+            hooks += [writer, summary, saver]
         return [*hooks, StopOnRequest(self.checkpointer)]
 
     def register_hooks(self, hooks: list[HookBase | None]) -> None:
@@ -194,10 +216,102 @@ class Trainer(DefaultTrainer):
         """Why training stops after this iteration, the same on all ranks; empty if it goes on."""
         return self._trainer.agreed_stop
 
+    @property
+    def grad_norm(self) -> float:
+        """Euclidean norm of all gradients of the last step, averaged over ranks, before clipping.
+
+        Infinite or NaN where fp16 left the step out.
+        """
+        return self._trainer.grad_norm
+
+    @property
+    def stream_word(self) -> float:
+        """What the run has seen, as :func:`~yolof_d2.data.stream.extend_word` has it; else NaN."""
+        return self._trainer.stream_word if self._trainer.stream is not None else math.nan
+
+    def train(self) -> Any:
+        """Train to the end, and end the lock of :func:`setup_run`."""
+        try:
+            return super().train()
+        finally:
+            if comm.is_main_process():
+                unlock_run(self.cfg.OUTPUT_DIR)
+
+    def before_train(self) -> None:
+        """Take up the stream and the figures where the last start has left them."""
+        if self._trainer.stream is not None:
+            self._trainer.stream.start = self.start_iter
+        if self._figures:
+            restore_storage(self.storage, self._figures["storage"])
+            for writer in self._file_writers:
+                writer.resume(self._figures["written"])
+        super().before_train()
+
+    def after_train(self) -> None:
+        # A run that resumes at its end has no iteration left, and TrainerBase counts one.
+        self.iter = min(self.iter, self.max_iter)
+        super().after_train()
+
     def state_dict(self) -> dict[str, Any]:
         # What is saved after the last iteration counts one too many in Detectron2, and a longer
         # run that resumes from it would leave one iteration out.
-        return {**super().state_dict(), "iteration": min(self.iter, self.max_iter - 1)}
+        return {
+            **super().state_dict(),
+            "iteration": min(self.iter, self.max_iter - 1),
+            "config": self.cfg.dump(),
+            "figures": self._figures_state(),
+        }
+
+    def _figures_state(self) -> dict[str, Any]:
+        if not self._file_writers or not hasattr(self, "storage"):
+            return {}
+        written = self._file_writers[0].written
+        return {"storage": storage_state(self.storage), "written": written}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """
+        Raises:
+            ConfigError: another config has trained the checkpoint, in a way that changes results.
+        """
+        self._check_config(state_dict.get("config"))
+        fresh = [dict(group) for group in self._trainer.optimizer.param_groups]
+        super().load_state_dict(state_dict)
+        self._figures = state_dict.get("figures", {})
+        # What the config says of the optimizer counts, not what the checkpoint says.
+        for group, own in zip(self._trainer.optimizer.param_groups, fresh, strict=True):
+            scale = own["initial_lr"] / group["initial_lr"] if group["initial_lr"] else 1.0
+            own = {key: value for key, value in own.items() if key not in ("params", "lr")}
+            group.update(own, lr=group["lr"] * scale)
+        self.scheduler.base_lrs = [group["initial_lr"] for group in fresh]
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Go on from the last checkpoint that is sound, or load ``MODEL.WEIGHTS``.
+
+        Raises:
+            ConfigError: the checkpoint has more than ``SOLVER.MAX_ITER`` iterations.
+        """
+        super().resume_or_load(resume)
+        if self.start_iter > self.max_iter:
+            raise ConfigError(
+                f"the last checkpoint in {self.cfg.OUTPUT_DIR} has {self.start_iter} iterations, "
+                f"SOLVER.MAX_ITER is {self.max_iter}. Raise it, or use --eval-only"
+            )
+
+    def _check_config(self, saved: str | None) -> None:
+        if saved is None or self.cfg.SOLVER.RESUME_CHANGED:
+            return
+        before, now = (_flat(yaml.safe_load(text)) for text in (saved, self.cfg.dump()))
+        changes = [
+            f"{key}: {before.get(key)} then, {now.get(key)} now"
+            for key in sorted({*before, *now})
+            if before.get(key) != now.get(key) and not key.startswith(_MAY_CHANGE)
+        ]
+        if changes:
+            raise ConfigError(
+                f"the checkpoint in {self.cfg.OUTPUT_DIR} was trained with another config: "
+                f"{'; '.join(changes)}. Restore these, choose another OUTPUT_DIR to start anew, or "
+                "go on all the same with SOLVER.RESUME_CHANGED True"
+            )
 
     def _describe(self) -> dict[str, Any]:
         return {
@@ -205,3 +319,8 @@ class Trainer(DefaultTrainer):
             "world_size": comm.get_world_size(),
             **describe_run(self._command),
         }
+
+
+def _flat(cfg: dict[str, Any]) -> dict[str, Any]:
+    """Return dotted key -> value."""
+    return {key: functools.reduce(dict.__getitem__, key.split("."), cfg) for key in iter_keys(cfg)}

@@ -70,6 +70,8 @@ class TrainingMeasurements(HookBase):
         for rank, memory in enumerate(memories):
             for name, value in memory.items():
                 scalars[f"per_rank/train_memory_{name}_mib_rank{rank}"] = value
+        scalars["train/grad_norm"] = self.trainer.grad_norm
+        scalars["train/stream"] = float(self.trainer.stream_word)  # 48 bits: exact
         scalars |= self._speed(storage)
         scalars |= {f"match/{name}": value for name, value in _sum_statistics(counts).items()}
         storage.put_scalars(
@@ -89,24 +91,6 @@ class TrainingMeasurements(HookBase):
             "train/images_per_second": self._batch_size / medians["time"],
             "train/data_time_share": medians["data_time"] / medians["time"],
         }
-
-
-class GradientNorm(HookBase):
-    """Write ``train/grad_norm``: the Euclidean norm of all gradients, before clipping.
-
-    It is a hook of the trainer that makes the step, and reads gradients averaged over ranks.
-    """
-
-    def __init__(self, parameters: Sequence[nn.Parameter], max_iter: int):
-        self._parameters = parameters
-        self._max_iter = max_iter
-
-    def after_backward(self) -> None:
-        if not is_due(self.trainer.iter, self._max_iter):
-            return
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients) / self.trainer.grad_scaler.get_scale()
-        get_event_storage().put_scalar("train/grad_norm", norm.item(), smoothing_hint=False)
 
 
 @contextmanager

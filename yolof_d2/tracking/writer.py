@@ -8,7 +8,7 @@ import os
 import queue
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.utils import comm
-from detectron2.utils.events import EventWriter, get_event_storage
+from detectron2.utils.events import EventWriter
 
 from yolof_d2.files import write_text
 from yolof_d2.measure.metrics_file import read_metrics
@@ -43,9 +43,21 @@ class WandbWriter(EventWriter):
     The id is ``WANDB_RUN_ID``, which a sweep sets, or is kept in ``OUTPUT_DIR/wandb.json``.
     """
 
-    def __init__(self, cfg: CfgNode, *, command: str = ""):
-        """``command`` trains the same; empty for that of this process."""
+    def __init__(
+        self,
+        cfg: CfgNode,
+        *,
+        command: str = "",
+        is_resumed: Callable[[], bool] = lambda: False,
+    ):
+        """
+        Args:
+            command: trains the same; empty for that of this process.
+            is_resumed: whether this start goes on with a run, which then keeps its id; asked when
+                training has begun.
+        """
         self._cfg = cfg
+        self._is_resumed = is_resumed
         self._command = command
         self._folder = Path(cfg.OUTPUT_DIR)
         self._metrics = self._folder / "metrics.json"
@@ -104,9 +116,7 @@ class WandbWriter(EventWriter):
 
     def _arguments(self) -> dict[str, Any]:
         note = self._folder / "wandb.json"
-        # Every scalar since the start is in the storage.
-        start = min(each.values()[0][1] for each in get_event_storage().histories().values())
-        kept = json.loads(note.read_text())["id"] if start > 0 and note.is_file() else None
+        kept = json.loads(note.read_text())["id"] if self._is_resumed() and note.is_file() else None
         arguments = run_arguments(
             self._cfg,
             {

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from experiments.jobs.signals import StopSignals
+from experiments.jobs.signals import JobSignals
 
 
 @pytest.fixture
@@ -20,8 +20,8 @@ def requeued() -> Iterator[list[int]]:
 
 
 @pytest.fixture
-def signals(requeued) -> Iterator[StopSignals]:
-    made = StopSignals(SimpleNamespace(cluster="local", _usr_sig=lambda: signal.SIGUSR2))
+def signals(requeued) -> Iterator[JobSignals]:
+    made = JobSignals(SimpleNamespace(cluster="local", _usr_sig=lambda: signal.SIGUSR2))
     yield made
     made.restore()
 

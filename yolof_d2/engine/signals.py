@@ -1,0 +1,50 @@
+"""Turn signals into requests to stop; nothing is saved inside a handler."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .trainer import Trainer
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+_SAME_PRESS_SECONDS = 1.0  # a terminal and the launcher may both pass on one Ctrl-C
+
+
+class StopSignals:
+    """Asks a trainer to save and stop when a signal comes; a second Ctrl-C ends the process."""
+
+    def __init__(self, numbers: Iterable[signal.Signals] = STOP_SIGNALS):
+        self._trainer: Trainer | None = None
+        self._received = ""
+        self._pressed = 0.0  # when Ctrl-C came first
+        self._before = {number: signal.signal(number, self._receive) for number in numbers}
+
+    def _receive(self, signum: int, frame: Any) -> None:
+        now = time.monotonic()
+        if signum == signal.SIGINT and self._pressed and now - self._pressed > _SAME_PRESS_SECONDS:
+            os._exit(128 + signum)  # at once: loader workers end with this process
+        if signum == signal.SIGINT and not self._pressed:
+            self._pressed = now
+        self._note(signal.Signals(signum).name)
+        if self._trainer is not None:
+            self._trainer.request_stop(self._received)
+
+    def _note(self, name: str) -> None:
+        self._received = self._received or name
+
+    def stop_with(self, trainer: Trainer) -> None:
+        """Pass requests on to a trainer, earlier ones included."""
+        self._trainer = trainer
+        if self._received:
+            trainer.request_stop(self._received)
+
+    def restore(self) -> None:
+        """Put the former handlers back."""
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
