@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import runpy
+import sys
+import tempfile
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
-from subprocess import Popen
+from pathlib import Path
+from subprocess import CompletedProcess, Popen
 
 CAP = 900  # seconds, after which something hangs
 
@@ -63,3 +69,27 @@ def join(processes: Sequence[BaseProcess]) -> None:
         for process in processes:
             process.kill()
             process.join()
+
+
+def run_script(script: Path, *words: object, cwd: Path) -> CompletedProcess:
+    """Run a script in a fork of this process, which has torch: 0 or 1, and all that it printed."""
+    command = [str(script), *map(str, words)]
+    with tempfile.TemporaryFile("w+") as output:
+        child = os.fork()
+        if child == 0:
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
+            os.chdir(cwd)
+            sys.argv, sys.stdout, sys.stderr = command, output, output
+            failure: object = None
+            try:
+                runpy.run_path(command[0], run_name="__main__")
+            except BaseException as end:  # noqa: BLE001  all of it is told below, as Python does
+                failure = end.code if isinstance(end, SystemExit) else traceback.format_exc()
+            if isinstance(failure, str):
+                output.write(failure)
+            output.flush()
+            os._exit(bool(failure))
+        _, status = os.waitpid(child, 0)
+        output.seek(0)
+        return CompletedProcess(command, os.waitstatus_to_exitcode(status), output.read(), "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from torch import nn
 
 from tests.small import data_keys, read_lines, write_data
+from tests.waiting import run_script
 from yolof_d2.benchmark.comparison import run_benchmark
 from yolof_d2.benchmark.contender import Options, make_image
 from yolof_d2.benchmark.peak_memory import measure_memory
@@ -227,16 +227,15 @@ def test_a_matcher_that_is_a_module_is_counted_too():
 
 @pytest.mark.parametrize("name", DETECTORS)
 def test_a_plugin_detector_trains_and_its_matches_are_measured(tmp_path, name):
-    command = [
-        *(sys.executable, "-W", "ignore", str(ROOT / "train_net.py")),
+    words = [
         *("--config-file", make_config(tmp_path, name), *DETECTORS[name][1]),
         *data_keys(write_data(tmp_path / "d")),
         *("INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64", "OUTPUT_DIR", "out"),
         *("SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "()"),
         *("DATALOADER.NUM_WORKERS", "0", "TEST.EVAL_PERIOD", "0"),
     ]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr[-3000:]
+    run = run_script(ROOT / "train_net.py", *words, cwd=tmp_path)
+    assert run.returncode == 0, run.stdout[-3000:]
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["iterations"] == 2
     found = {key for line in read_lines(tmp_path / "out" / "metrics.json") for key in line}
     assert ("match/positives_per_gt" in found) == (name != "Undeclared")

@@ -24,13 +24,12 @@ from tests.tracking.wandb_files import LocalRun, read_run
 from tests.waiting import CAP, wait_until
 from yolof_d2.measure.metrics_file import read_metrics
 
-ITERATIONS = 160
-KILLS = 2
+ITERATIONS = 110
 
 
-def is_worth_a_kill(folder: Path, starts: int) -> bool:
-    """Whether W&B logs this start, and will see the last iterations again."""
-    if len(list((folder / "wandb").glob("offline-run-*/*.wandb"))) < starts:
+def is_worth_a_kill(folder: Path) -> bool:
+    """Whether W&B logs the run, and will see the last iterations again."""
+    if not list((folder / "wandb").glob("offline-run-*/*.wandb")):
         return False
     records = read_metrics(folder / "metrics.json")
     return records[-1]["iteration"] > checkpoint_iteration(folder)
@@ -38,37 +37,33 @@ def is_worth_a_kill(folder: Path, starts: int) -> bool:
 
 @pytest.fixture(scope="module")
 def killed(tiny, shared, tmp_path_factory) -> Path:
-    """Kill and requeue a run twice; return the folder of all runs."""
+    """Kill and requeue a run; return the folder of all runs."""
     runs = make_runs(tmp_path_factory.mktemp("killed") / "runs", shared)
     overrides = {
-        **tiny.trouble(SECONDS=0.05, SECONDS_RESUMED=0.05),
+        **tiny.trouble(SECONDS=0.05),
         "SOLVER.MAX_ITER": ITERATIONS,
-        "SOLVER.STEPS": [150],
+        "SOLVER.STEPS": [100],
         "SOLVER.CHECKPOINT_PERIOD": 17,
         "TEST.EVAL_PERIOD": 50,
         # Detections before anything is learned.
         "MODEL.YOLOF.SCORE_THRESH_TEST": 0.0,
     }
     sweep, cluster = tiny.sweep(overrides=overrides, tags=["nightly"]), tiny.cluster()
-    kept = []  # iterations that the checkpoints have
+    words = (sweep, "--cluster", cluster)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "offline")
-        for kill in range(KILLS):
-            submit = start(runs, "retry" if kill else "submit", sweep, "--cluster", cluster)
-            wait_until(lambda: (runs / "sweeps" / "tiny" / "sweep.json").exists())
-            folder = run_folders(runs)["a"]
-            wait_until(lambda: is_worth_a_kill(folder, kill + 1))  # noqa: B023
-            os.kill(rank_processes(folder)[0], signal.SIGKILL)
-            said, _ = submit.communicate(timeout=CAP)
-            assert submit.returncode == 1 and "1 failed" in said
-            assert "0 of 1 runs submitted" in experiments(
-                runs, "submit", sweep, "--cluster", cluster
-            )
-            kept.append(checkpoint_iteration(folder) + 1)
-        said = experiments(runs, "retry", sweep, "--cluster", cluster)
-    assert "now 1 finished" in said
-    assert [start["first"] for start in state(folder)["attempts"]] == [0, *kept]
-    assert all(iterations % 17 == 0 for iterations in kept)
+        submit = start(runs, "submit", *words)
+        wait_until(lambda: (runs / "sweeps" / "tiny" / "sweep.json").exists())
+        folder = run_folders(runs)["a"]
+        wait_until(lambda: is_worth_a_kill(folder))
+        os.kill(rank_processes(folder)[0], signal.SIGKILL)
+        said, _ = submit.communicate(timeout=CAP)
+        assert submit.returncode == 1 and "1 failed" in said
+        assert "0 of 1 runs submitted" in experiments(runs, "submit", *words)
+        kept = checkpoint_iteration(folder) + 1  # iterations that the checkpoint has
+        assert "now 1 finished" in experiments(runs, "retry", *words)
+    assert [start["first"] for start in state(folder)["attempts"]] == [0, kept]
+    assert kept % 17 == 0
     return runs
 
 
@@ -81,17 +76,17 @@ def folder(killed) -> Path:
 def logged(folder) -> LocalRun:
     """Return the run as W&B has it, from the last offline folder, which a sync sends."""
     starts = sorted((folder / "wandb").glob("offline-run-*"))
-    assert len(starts) == KILLS + 1
+    assert len(starts) == 2
     return read_run(starts[-1])
 
 
-def test_a_run_killed_twice_is_one_gapless_run(folder, logged):
+def test_a_run_that_was_killed_is_one_gapless_run(folder, logged):
     records = read_metrics(folder / "metrics.json")
-    assert len(state(folder)["attempts"]) == KILLS + 1
+    assert len(state(folder)["attempts"]) == 2
     assert checkpoint_iteration(folder) == ITERATIONS - 1
     steps = [row["_step"] for row in logged.rows]
     assert steps == [int(record["iteration"]) for record in records]
-    assert set(range(19, ITERATIONS, 20)) | {49, 99, 149, ITERATIONS} <= set(steps)
+    assert set(range(19, ITERATIONS, 20)) | {49, 99, ITERATIONS} <= set(steps)
     # It repeated something, which is there once.
     lines = (folder / "metrics.json").read_text().splitlines()
     assert len(lines) > len(records)
