@@ -119,7 +119,7 @@ class Row:
         return {seed: value for seed, value in found if value is not None}
 
     def differ_from(self, baseline: Row, path: str) -> Difference | None:
-        """Return the paired difference of a figure: over the seeds that gave both the same samples."""
+        """Return the difference of a figure over the seeds with which both saw the same samples."""
         theirs = {run.run.seed: run.figure("stream") for run in baseline.finished}
         own = {run.run.seed: run.figure("stream") for run in self.finished}
         paired = {seed for seed, word in own.items() if word and word == theirs.get(seed)}

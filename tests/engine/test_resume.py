@@ -68,6 +68,7 @@ def result(out: Path) -> dict[str, Any]:
         {name: str(v) for name, v in line.items() if not any(word in name for word in MEASURED)}
         for line in read_lines(out / "metrics.json")
     ]
+    records = [each for each in records if each.keys() != {"iteration"}]
     saved = torch.load(out / "model_final.pth", weights_only=True)
     weights = {name: value.numpy().tobytes() for name, value in saved["model"].items()}
     momentum = saved["trainer"]["_trainer"]["optimizer"]["state"]

@@ -51,7 +51,10 @@ def train(
     iterations = cfg.SOLVER.MAX_ITER
     last = iterations if last is None else last
     with EventStorage(first) as storage:
-        writers = [MetricsWriter(str(folder / "metrics.json")), WandbWriter(cfg, is_resumed=lambda: first > 0)]
+        writers = [
+            MetricsWriter(str(folder / "metrics.json")),
+            WandbWriter(cfg, is_resumed=lambda: first > 0),
+        ]
         for iteration in range(first, last):
             storage.iter = iteration
             storage.put_scalar("total_loss", random.random())

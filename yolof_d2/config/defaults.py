@@ -114,8 +114,8 @@ def add_yolof_config(cfg: CfgNode) -> None:
 
     cfg.SOLVER.BACKBONE_LR_FACTOR = 1.0  # learning rate of the backbone, relative to BASE_LR
     cfg.SOLVER.AMP.PRECISION = "fp16"  # or "bf16", without loss scaling; see SOLVER.AMP.ENABLED
-    # PyTorch's deterministic algorithms: two runs are then equal to the last bit. Operators that have
-    # none on a GPU are named in warnings.
+    # PyTorch's deterministic algorithms, so that two runs on GPUs are equal to the last bit.
+    # Operators that have none are named in warnings.
     cfg.SOLVER.DETERMINISTIC = False
     cfg.SOLVER.RESUME_CHANGED = False  # resume from a checkpoint that another config has trained
     cfg.TEST.BEST_METRIC = "bbox/AP"  # its highest value is kept as model_best.pth; "" is off

@@ -120,7 +120,7 @@ class SeededDataset(Dataset):
     """
 
     def __init__(self, images: Sequence[dict[str, Any]], mapper: Mapper) -> None:
-        """``images`` in Detectron2's data set format; ``mapper`` as Detectron2's loaders take it."""
+        """``images`` in Detectron2's data set format; ``mapper`` as its loaders take it."""
         self._images = images
         self._mapper = mapper
         self._generators = _find_generators(mapper, set())
@@ -321,7 +321,7 @@ def build_train_loader(
 
 
 def _ignore_stop_signals(_: int) -> None:
-    """Let a worker live on when all processes are told to stop: the iteration must come to its end."""
+    """Let a worker live on when all processes are told to stop: an iteration needs its data."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
 
@@ -348,4 +348,3 @@ def _check_repeats(dataset: SeededDataset, mapper: Mapper, seed: int) -> None:
                 "come from a generator that cannot be seeded for each sample. Use those of random, "
                 "NumPy (np.random) or PyTorch, or keep the generator as an attribute"
             )
-

@@ -29,7 +29,7 @@ class StrictDetectionCheckpointer(DetectionCheckpointer):
     """
 
     def save(self, name: str, *, resumable: bool = True, **kwargs: Any) -> None:
-        """Save model and checkpointables as ``name.pth``; weights that are not finite are not saved.
+        """Save model and checkpointables as ``name.pth``, unless weights are infinite or NaN.
 
         Args:
             name: of the file, without its ending.
@@ -120,8 +120,10 @@ class StrictDetectionCheckpointer(DetectionCheckpointer):
         expected = {name: value.shape for name, value in self.model.state_dict().items()}
         weights = {name: value.shape for name, value in saved["model"].items()}
         if other := [name for name, shape in expected.items() if weights.get(name) != shape]:
-            return f"{len(other)} of the model's {len(expected)} weights, such as {other[0]}, are "\
+            return (
+                f"{len(other)} of the model's {len(expected)} weights, such as {other[0]}, are "
                 "not in it, or have another shape"
+            )
         if ruined := _not_finite(saved["model"]):
             return f"{len(ruined)} weights, such as {ruined[0]}, are infinite or NaN"
         return ""

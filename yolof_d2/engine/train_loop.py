@@ -186,7 +186,7 @@ class MixedPrecisionTrainer(SimpleTrainer):
             self.bare_model.loss_normalizer = normalizers[comm.get_rank()]
 
     def _load_stream(self, saved: dict[str, Any] | None) -> None:
-        """Go on with the stream of a checkpoint; ``saved`` is None in one from before there was one.
+        """Go on with the stream of a checkpoint; ``saved`` is None in one from before streams.
 
         Raises:
             DataError: the data set is another one.
@@ -204,8 +204,8 @@ class MixedPrecisionTrainer(SimpleTrainer):
         if found != saved["fingerprint"]:
             raise DataError(
                 f"the training data have fingerprint {found}, but the checkpoint was trained on "
-                f"{saved['fingerprint']}: images, sizes, boxes or classes are not the same. Restore "
-                "the annotations, or start anew in another OUTPUT_DIR"
+                f"{saved['fingerprint']}: images, sizes, boxes or classes differ. Restore the "
+                "annotations, or start anew in another OUTPUT_DIR"
             )
         self.stream.seed = saved["seed"]
         self.stream_word = saved["word"]
