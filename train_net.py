@@ -5,9 +5,7 @@ python train_net.py --config-file configs/yolof_R_50_C5_1x.yaml --num-gpus 8 [--
 """
 
 import logging
-import multiprocessing
 import os
-import signal
 import sys
 
 from detectron2.engine import default_argument_parser, launch
@@ -19,12 +17,15 @@ from yolof_d2.config import build_cfg
 from yolof_d2.data import resolve_datasets
 from yolof_d2.engine import Launch, Trainer, preflight, setup_run
 from yolof_d2.engine.checkpoint import StrictDetectionCheckpointer
-from yolof_d2.engine.signals import STOP_SIGNALS, StopSignals
+from yolof_d2.engine.run_lock import lock_run
+from yolof_d2.engine.stop_signals import StopSignals, pass_on_to_ranks
 from yolof_d2.errors import TrainingStopped, UserError
 
 
 def main(how, cfg):
     """Train or evaluate on this rank; returns the evaluation results on the main one."""
+    if comm.is_main_process() and not how.eval_only:
+        lock_run(cfg.OUTPUT_DIR)
     setup_run(cfg, how)
     if how.eval_only:
         model = Trainer.build_model(cfg)
@@ -56,12 +57,6 @@ def worker(how, cfg):
         sys.exit(1)
 
 
-def pass_on(number, frame):
-    """Pass a signal on to the ranks."""
-    for rank in multiprocessing.active_children():
-        os.kill(rank.pid, number)
-
-
 if __name__ == "__main__":
     args = default_argument_parser(__doc__).parse_args()
     logging.basicConfig(format="%(message)s")  # until setup_run() gives each rank its loggers
@@ -84,8 +79,8 @@ if __name__ == "__main__":
     if cfg.MODEL.DEVICE == "cpu":
         # So that Detectron2 chooses gloo, also where there are GPUs.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    for number in STOP_SIGNALS:
-        signal.signal(number, pass_on)
+    if args.num_gpus > 1:
+        pass_on_to_ranks()
     try:
         launch(
             worker,
@@ -99,6 +94,6 @@ if __name__ == "__main__":
         if error.signal_name is None:  # the worker has said why
             sys.exit(error.exit_code)
         sys.exit(
-            f"error: rank {error.error_index} was ended by {error.signal_name}; often because the "
-            "memory of the machine ran out (dmesg says so). Go on with --resume"
+            f"error: rank {error.error_index} was ended by {error.signal_name}, perhaps because "
+            "memory ran out (dmesg tells). Go on with --resume"
         )

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import stat
 
 import pytest
 
@@ -62,11 +63,12 @@ def test_a_durable_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypa
     path, synced = tmp_path / "file", []
 
     def fsync(number):
-        synced.append((os.fstat(number).st_size, path.exists()))
+        status = os.fstat(number)
+        synced.append(("folder" if stat.S_ISDIR(status.st_mode) else status.st_size, path.exists()))
 
     monkeypatch.setattr(os, "fsync", fsync)
     write_text(path, "new", durable=durable)
-    assert synced == [(3, False)] * durable
+    assert synced == ([(3, False), ("folder", True)] if durable else [])
 
 
 def test_two_processes_that_write_at_once_do_not_share_a_file(tmp_path):

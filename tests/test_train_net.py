@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +16,7 @@ import torch
 from detectron2 import model_zoo
 
 from tests.small import ROOT, data_keys, read_lines, write_data
-from tests.waiting import run_script
+from tests.waiting import CAP, run_script, wait_until
 from yolof_d2.data.synthetic import SyntheticDataset
 
 SIZE = 96
@@ -119,6 +123,49 @@ def test_detectron2s_retinanet_trains_on_the_same_json_keys(data, tmp_path):
     num_anchors = 9
     assert len(weights["head.cls_score.bias"]) == 3 * num_anchors
     assert len(evaluations(tmp_path)) == 1
+
+
+# What ends it early
+
+
+@pytest.fixture
+def running(data, tmp_path) -> Iterator[subprocess.Popen]:
+    """A training of two ranks with loader workers, that has begun."""
+    words = [
+        *("--num-gpus", 2, *SMALL, *data_keys(data), "OUTPUT_DIR", tmp_path),
+        *("DATALOADER.NUM_WORKERS", 1, "SOLVER.MAX_ITER", 100000, "SOLVER.IMS_PER_BATCH", 2),
+    ]
+    command = [sys.executable, "train_net.py", "--config-file", CONFIG, *map(str, words)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)
+    wait_until(lambda: (tmp_path / "metrics.json").exists(), process)
+    wait_until(lambda: read_lines(tmp_path / "metrics.json"), process)
+    yield process
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("to_all", [True, False], ids=["ctrl-c", "sigterm of the parent"])
+def test_a_signal_saves_and_says_how_to_go_on(running, tmp_path, to_all):
+    if to_all:
+        os.killpg(running.pid, signal.SIGINT)
+    else:
+        running.terminate()
+    said, _ = running.communicate(timeout=CAP)
+    assert running.returncode == 1 and "To go on, add --resume" in said, said[-3000:]
+    name = (tmp_path / "last_checkpoint").read_text()
+    assert f"Saving checkpoint to {tmp_path / name}" in said and "Traceback" not in said
+    with pytest.raises(ProcessLookupError):
+        os.killpg(running.pid, 0)
+
+
+def test_a_rank_that_was_killed_is_named(running):
+    children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+    ranks = [pid for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+    os.kill(int(ranks[1]), signal.SIGKILL)
+    said, _ = running.communicate(timeout=CAP)
+    assert running.returncode == 1
+    assert "error: rank 1 was ended by SIGKILL, perhaps because memory ran out" in said
 
 
 # What a user can do wrong

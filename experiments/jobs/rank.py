@@ -24,6 +24,7 @@ from experiments.tracking.wandb_identity import wandb_identity
 from yolof_d2.config import restore_cfg
 from yolof_d2.data import register_datasets
 from yolof_d2.engine import Launch, Trainer, preflight, setup_run
+from yolof_d2.engine.run_lock import lock_run
 from yolof_d2.errors import ConfigError, DataError, TrainingStopped
 from yolof_d2.measure.provenance import describe_run
 
@@ -104,6 +105,8 @@ def _train(attempt: Attempt, signals: JobSignals) -> str | None:
         resume=True,
         command=_command(run, attempt.ranks),
     )
+    # SLURM has ended the job that it requeues, also on another host.
+    _on_main_rank(lambda: lock_run(cfg.OUTPUT_DIR, stale_seconds=0))
     _on_main_rank(lambda: _prepare(cfg, launch, attempt))
     setup_run(cfg, launch)
     trainer = Trainer(cfg, command=launch.command)

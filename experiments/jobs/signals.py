@@ -8,7 +8,7 @@ import time
 import submitit
 from detectron2.utils import comm
 
-from yolof_d2.engine.signals import StopSignals
+from yolof_d2.engine.stop_signals import StopSignals
 
 _WAIT_FOR_END_SECONDS = 600.0  # a preemption's grace time, at most
 

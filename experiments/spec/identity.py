@@ -7,9 +7,9 @@ config on 8 ranks and on one gives other weights, of the same samples.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
+from typing import Any
 
 from experiments.store.records import ResolvedConfig
 
@@ -30,13 +30,18 @@ The paths of data are not among them: a change may mean other data.
 
 def run_id(config: ResolvedConfig, ranks: int) -> str:
     """Return the id of a run, 12 hexadecimal digits."""
-    kept = dict(config.root)
+    kept = config.root
     for key in EXCLUDED_KEYS:
-        *parents, leaf = key.split(".")
-        node = kept
-        for name in parents:
-            node[name] = copy.copy(node[name])
-            node = node[name]
-        node.pop(leaf, None)
+        kept = _without(kept, key.split("."))
     text = json.dumps({"config": kept, "ranks": ranks}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _without(config: dict[str, Any], path: list[str]) -> dict[str, Any]:
+    """Return a config without a key, which it may not have."""
+    name, *rest = path
+    if name not in config:
+        return config
+    if rest:
+        return {**config, name: _without(config[name], rest)}
+    return {other: value for other, value in config.items() if other != name}

@@ -75,6 +75,8 @@ def test_nothing_but_new_nodes_and_these_keys_are_added():
         "PLUGINS",
         "SOLVER.AMP.PRECISION",
         "SOLVER.BACKBONE_LR_FACTOR",
+        "SOLVER.DETERMINISTIC",
+        "SOLVER.RESUME_CHANGED",
         "TEST.BEST_METRIC",
     ]
 
@@ -140,6 +142,7 @@ def test_every_key_we_add_is_read_by_something(tmp_path):
 
     load_plugins(cfg.PLUGINS)  # build_cfg reads it before there is a config
     read |= {key for key in added_keys() if key.startswith("WANDB.")}  # tests/tracking
+    read |= {"SOLVER.DETERMINISTIC", "SOLVER.RESUME_CHANGED"}  # tests/engine/test_resume.py
     assert set(added_keys()) - read == set()
 
 

@@ -1,8 +1,13 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
+import re
 import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -113,3 +118,122 @@ def test_only_the_rank_that_saves_writes(tmp_path):
     StrictDetectionCheckpointer(Net(), str(tmp_path), save_to_disk=False).save("model")
     StrictDetectionCheckpointer(Net(), "").save("model")
     assert list(tmp_path.iterdir()) == []
+
+
+# Going on from one that is sound
+
+
+class Training:
+    """What else a checkpoint of a training holds."""
+
+    def __init__(self) -> None:
+        self.state = {"iteration": 0, "momentum": {0: torch.ones(2), 1: torch.ones(3)}}
+
+    def state_dict(self) -> dict:
+        return self.state
+
+    def load_state_dict(self, state: dict) -> None:
+        self.state = state
+
+
+def checkpointer_in(folder: Path) -> tuple[StrictDetectionCheckpointer, Training]:
+    training = Training()
+    return StrictDetectionCheckpointer(Net(), str(folder), trainer=training), training
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Checkpoints after iterations 3 and 7."""
+    checkpointer, training = checkpointer_in(tmp_path)
+    for iteration in (3, 7):
+        training.state["iteration"] = iteration
+        checkpointer.save(f"model_{iteration:07d}")
+    return tmp_path
+
+
+def resume(folder: Path) -> int:
+    checkpointer, training = checkpointer_in(folder)
+    checkpointer.resume_or_load("", resume=True)
+    return training.state["iteration"]
+
+
+def change(path: Path, how: Callable[[dict], None]) -> None:
+    content = torch.load(path)
+    how(content)
+    torch.save(content, path)
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as file:  # in the bytes of a tensor
+        start = max(file.infolist(), key=lambda entry: entry.file_size).header_offset + 200
+    content[start] ^= 4
+    path.write_bytes(content)
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "cut off": (lambda path: os.truncate(path, path.stat().st_size // 2), "cut off, or no checkp"),
+    "empty": (lambda path: path.write_bytes(b""), r"cut off, or no checkpoint \(.*; 0 bytes\)"),
+    "gone": (lambda path: path.unlink(), "it is not there"),
+    "a bit flipped": (flip_a_bit, "the checksum of .* is wrong"),
+    "foreign": (lambda path: torch.save([1], path), "no state of a training"),
+    "weights alone": (lambda path: torch.save({"model": {}}, path), "no state of a training"),
+    "a weight less": (
+        lambda path: change(path, lambda saved: saved["model"].pop("head.bias")),
+        "it is not complete",
+    ),
+    "a momentum less": (
+        lambda path: change(path, lambda saved: saved["trainer"]["momentum"].pop(1)),
+        "it is not complete",
+    ),
+    "not finite": (
+        lambda path: change(path, lambda saved: saved["model"]["head.bias"].fill_(torch.nan)),
+        "1 weights, such as head.bias, are infinite or NaN",
+    ),
+    "of another model": (
+        lambda path: change(
+            path, lambda saved: saved["model"].update({"head.bias": torch.ones(5)})
+        ),
+        "1 of the model's 9 weights, such as head.bias, are not in it, or have another shape",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_from_one_that_is_not_sound_the_one_before_is_used(folder, caplog, name):
+    damage, said = DAMAGES[name]
+    damage(folder / "model_0000007.pth")
+    assert resume(folder) == 3
+    assert re.search(f"model_0000007.pth: .*{said}", caplog.text)
+    assert "Going on from model_0000003.pth" in caplog.text
+    assert (folder / "last_checkpoint").read_text() == "model_0000003.pth"
+
+
+def test_where_none_is_sound_nothing_is_trained(folder):
+    for path in folder.glob("*.pth"):
+        os.truncate(path, 9)
+    with pytest.raises(ConfigError, match=r"model_0000007.pth: .*9 bytes.*model_0000003.pth: "):
+        resume(folder)
+
+
+@pytest.mark.parametrize("note", [None, "", "  "])
+def test_a_note_that_is_missing_or_empty_is_made_again(folder, note):
+    (folder / "last_checkpoint").unlink()
+    if note is not None:
+        (folder / "last_checkpoint").write_text(note)
+    assert resume(folder) == 7
+    assert (folder / "last_checkpoint").read_text() == "model_0000007.pth"
+
+
+def test_weights_that_are_not_finite_are_not_saved(folder, caplog):
+    checkpointer, _ = checkpointer_in(folder)
+    with torch.no_grad():
+        checkpointer.model.head.weight[0] = torch.inf
+    checkpointer.save("model_0000009")
+    assert "model_0000009.pth is not saved: 1 of 9 weights are infinite or NaN" in caplog.text
+    assert resume(folder) == 7
+
+
+def test_one_that_is_not_for_a_resume_is_not_named_the_last(folder):
+    checkpointer_in(folder)[0].save("model_best", resumable=False)
+    assert resume(folder) == 7

@@ -22,6 +22,8 @@ from yolof_d2.engine.hooks import (
 
 
 class Run(TrainerBase):
+    stream_word = 0xABC
+
     """Does nothing but put the scalars listed for each iteration."""
 
     def __init__(self, *own, scalars: dict[int, dict[str, float]] | None = None):

@@ -15,7 +15,7 @@ from torch import nn
 
 from tests.small import data_keys, load, write_data
 from tests.waiting import CAP, spawn
-from yolof_d2.engine import Trainer
+from yolof_d2.engine import Trainer, train_loop
 from yolof_d2.engine.train_loop import MixedPrecisionTrainer
 from yolof_d2.errors import NonFiniteLossError, UserError
 
@@ -66,6 +66,41 @@ def test_a_loss_that_is_not_finite_names_iteration_terms_and_images(precision, b
     assert all(torch.equal(before[name], after[name]) for name in before)  # bitwise
     now = subject.optimizer.state_dict()["state"]
     assert all(torch.equal(momentum[i]["momentum_buffer"], now[i]["momentum_buffer"]) for i in now)
+
+
+class BadGradient(torch.autograd.Function):
+    """Leaves a value as it is, and ruins its gradient."""
+
+    @staticmethod
+    def forward(ctx, value):
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * math.nan
+
+
+class Ruined(Toy):
+    def forward(self, data):
+        losses = super().forward(data)
+        return {**losses, "loss_cls": BadGradient.apply(losses["loss_cls"])}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights(precision, monkeypatch):
+    monkeypatch.setattr(train_loop, "_SKIPPED_STEPS", 3)
+    subject = trainer([batch()] * 3, precision)
+    subject.model = Ruined()
+    subject.optimizer = torch.optim.SGD(subject.model.parameters(), lr=0.1)
+    before = copy.deepcopy(subject.model.state_dict())
+    with EventStorage(41):
+        if precision is torch.float16:  # which tries lower scales first
+            subject.run_step()
+            subject.run_step()
+        with pytest.raises(NonFiniteLossError, match=r"gradient \(layer\..*\).*41.*7 \(7.png\)"):
+            subject.run_step()
+    after = subject.model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

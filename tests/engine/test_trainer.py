@@ -13,7 +13,7 @@ from detectron2.utils.env import seed_all_rng
 
 from tests.small import read_lines
 from yolof_d2.engine import Trainer
-from yolof_d2.errors import NonFiniteLossError, TrainingStopped
+from yolof_d2.errors import ConfigError, NonFiniteLossError, TrainingStopped
 
 
 def make_trainer(cfg: CfgNode, ap: dict[int, float] | None = None) -> Trainer:
@@ -226,6 +226,25 @@ def test_a_finished_run_can_be_resumed_to_train_longer(make_cfg):
     assert trainer.start_iter == 6
     trainer.train()
     assert trainer.scheduler.last_epoch == 9
+
+
+def test_another_config_is_refused_where_it_changes_results(make_cfg):
+    interrupt(make_trainer(make_cfg()), at=4)
+    changed = ("SOLVER.BASE_LR", 0.5, "SOLVER.MOMENTUM", 0.1)
+    with pytest.raises(
+        ConfigError, match=r"SOLVER.BASE_LR: .* then, 0.5 now; SOLVER.MOMENTUM: 0.9"
+    ):
+        resume(make_cfg(*changed))
+    group = resume(make_cfg(*changed, "SOLVER.RESUME_CHANGED", True))._trainer.optimizer
+    assert all(each["momentum"] == 0.1 for each in group.param_groups)
+    assert {each["initial_lr"] for each in group.param_groups} == {0.5}
+    resume(make_cfg("SOLVER.CHECKPOINT_PERIOD", 3, "DATALOADER.NUM_WORKERS", 1))
+
+
+def test_fewer_iterations_than_are_trained_are_refused(make_cfg):
+    make_trainer(make_cfg()).train()
+    with pytest.raises(ConfigError, match=r"has 6 iterations, SOLVER.MAX_ITER is 4"):
+        resume(make_cfg("SOLVER.MAX_ITER", 4))
 
 
 def test_resuming_a_finished_run_evaluates_it_again(make_cfg):

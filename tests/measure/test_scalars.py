@@ -19,7 +19,6 @@ from yolof_d2.engine import Trainer
 from yolof_d2.measure import scalars
 from yolof_d2.measure.scalars import (
     PERIOD,
-    GradientNorm,
     TrainingMeasurements,
     is_due,
     measure_evaluation,
@@ -121,23 +120,6 @@ def test_the_gradient_norm_is_that_before_clipping_and_scaling(make_cfg, precisi
     assert logged == pytest.approx(found[0], rel=1e-4) and logged > 1e-2
 
 
-def test_the_gradient_norm_is_read_now_and_then_only():
-    parameter = nn.Parameter(torch.tensor([3.0, 4.0]))
-
-    class Step(TrainerBase):
-        grad_scaler = torch.amp.GradScaler("cpu", enabled=False)
-
-        def run_step(self):
-            parameter.grad = parameter.detach().clone()
-            self.after_backward()
-
-    run = Step()
-    run.register_hooks([GradientNorm([parameter], max_iter=PERIOD + 3)])
-    run.train(0, PERIOD + 3)
-    values = run.storage.history("train/grad_norm").values()
-    assert values == [(5.0, PERIOD - 1), (5.0, PERIOD + 2)]
-
-
 # Speed
 
 
@@ -146,6 +128,8 @@ def test_speed_leaves_out_the_first_iterations_of_a_start(start, expected):
     # 1 s until the tenth iteration after the beginning, 0.2 s from there; only what comes ten
     # iterations after a start counts.
     class Step(TrainerBase):
+        grad_norm = stream_word = math.nan
+
         def run_step(self):
             slow = self.iter < PERIOD
             seconds = 1.0 if slow else 0.2
@@ -287,6 +271,8 @@ def test_what_is_measured_is_of_all_ranks(monkeypatch):
         return list(zip((memory, more, memory), matches, strict=True))
 
     class Step(TrainerBase):
+        grad_norm = stream_word = math.nan
+
         def run_step(self):
             self.storage.put_scalars(time=1.0, data_time=0.5)
 

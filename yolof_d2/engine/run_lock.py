@@ -16,17 +16,20 @@ from yolof_d2.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 _BEAT_SECONDS = 30.0
-_STALE_SECONDS = 300.0  # without a beat, after which a lock of another host counts no more
-
 _held: dict[Path, IO[str]] = {}  # of this process
 
 
-def lock_run(folder: str) -> None:
+def lock_run(folder: str, *, stale_seconds: float = 300.0) -> None:
     """Lock an ``OUTPUT_DIR`` for this process, until :func:`unlock_run` or its end.
 
     ``.lock`` in it says who trains there. The system ends the lock with its process, also one that
     was killed; what an older one left is taken over. Where locks of a shared disk do not reach
     other hosts, the age of the file counts.
+
+    Args:
+        folder: is made if it is not there.
+        stale_seconds: without a sign of life, after which a lock of another host counts no more; 0
+            where that host is known to have ended.
 
     Raises:
         ConfigError: another process trains there; the message says which.
@@ -46,7 +49,7 @@ def lock_run(folder: str) -> None:
         raise _in_use(path, owner) from None
     elsewhere = owner.get("host") not in (None, socket.gethostname())
     age = time.time() - path.stat().st_mtime
-    if elsewhere and age < _STALE_SECONDS:
+    if elsewhere and age < stale_seconds:
         file.close()
         raise _in_use(path, owner)
     if owner:
@@ -61,7 +64,7 @@ def lock_run(folder: str) -> None:
 def beat(folder: str) -> None:
     """Show other hosts that the process lives; costs nothing when it has just been done."""
     path = Path(folder).resolve() / ".lock"
-    if path in _held and time.time() - path.stat().st_mtime > _BEAT_SECONDS:
+    if path in _held and path.exists() and time.time() - path.stat().st_mtime > _BEAT_SECONDS:
         os.utime(path)
 
 

@@ -45,7 +45,7 @@ from .hooks import (
     StopOnRequest,
 )
 from .preflight import Launch
-from .run_lock import lock_run, unlock_run
+from .run_lock import beat, unlock_run
 from .train_loop import MixedPrecisionTrainer
 
 logger = logging.getLogger(__name__)
@@ -60,13 +60,7 @@ _PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def setup_run(cfg: CfgNode, launch: Launch) -> None:
-    """Set up plug-ins, data sets, loggers and seed in this process; save the resolved config.
-
-    Raises:
-        ConfigError: another process trains in ``OUTPUT_DIR``.
-    """
-    if comm.is_main_process() and not launch.eval_only:
-        lock_run(cfg.OUTPUT_DIR)
+    """Set up plug-ins, data sets, loggers and seed in this process; save the resolved config."""
     load_plugins(cfg.PLUGINS)  # again, because each rank is a process of its own
     register_datasets(cfg, eval_only=launch.eval_only)
     default_setup(cfg, launch)  # reads config_file and eval_only of its second argument
@@ -230,7 +224,7 @@ class Trainer(DefaultTrainer):
         return self._trainer.stream_word if self._trainer.stream is not None else math.nan
 
     def train(self) -> Any:
-        """Train to the end, and end the lock of :func:`setup_run`."""
+        """Train to the end; then end the lock of ``OUTPUT_DIR``, if this process has it."""
         try:
             return super().train()
         finally:
@@ -246,6 +240,11 @@ class Trainer(DefaultTrainer):
             for writer in self._file_writers:
                 writer.resume(self._figures["written"])
         super().before_train()
+
+    def after_step(self) -> None:
+        super().after_step()
+        if comm.is_main_process():
+            beat(self.cfg.OUTPUT_DIR)
 
     def after_train(self) -> None:
         # A run that resumes at its end has no iteration left, and TrainerBase counts one.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import time
@@ -14,6 +15,18 @@ if TYPE_CHECKING:
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 _SAME_PRESS_SECONDS = 1.0  # a terminal and the launcher may both pass on one Ctrl-C
+
+
+def pass_on_to_ranks() -> None:
+    """Pass signals of this process on to the processes that it has started."""
+
+    def pass_on(number: int, frame: Any) -> None:
+        for rank in multiprocessing.active_children():
+            if rank.pid is not None:
+                os.kill(rank.pid, number)
+
+    for number in STOP_SIGNALS:
+        signal.signal(number, pass_on)
 
 
 class StopSignals:
