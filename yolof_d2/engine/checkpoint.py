@@ -97,7 +97,7 @@ class StrictDetectionCheckpointer(DetectionCheckpointer):
                 continue
             for each in problems:
                 self.logger.warning("A checkpoint cannot be used. %s", each)
-            if problems or self.get_checkpoint_file() != str(path):
+            if problems or os.path.basename(self.get_checkpoint_file()) != path.name:
                 self.logger.warning("Going on from %s instead", path.name)
                 self.tag_last_checkpoint(path.name)
             return path.name, problems
