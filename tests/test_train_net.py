@@ -185,7 +185,7 @@ def break_data(data: SyntheticDataset, folder: Path) -> Path:
     ("mistake", "parts"),
     [
         (["BASE_LR", 0.1], ["BASE_LR (did you mean SOLVER.BASE_LR?)"]),
-        (["MODEL.YOLOF.ENCODER.NAME", "Dilated"], ["'Dilated'", "DilatedEncoder, ProjectorEnc"]),
+        (["MODEL.YOLOF.ENCODER.NAME", "Dilated"], ["'Dilated'", "Known: ASPPEncoder"]),
         (["DATASETS.TRAIN_JSON", "no/such.json"], ["DATASETS.TRAIN_JSON", "no/such.json"]),
         (["MODEL.WEIGHTS", "no/such.pkl"], ["MODEL.WEIGHTS", "no/such.pkl"]),
         (
