@@ -26,11 +26,13 @@ ROOT = Path(__file__).parents[1]
 SLOW = (
     *("experiments/jobs/test_slurm_sweeps", "experiments/tracking", "experiments/jobs/test_submit"),
     *("experiments/jobs/test_cancel", "experiments/jobs/test_logs", "experiments/jobs/test_plan"),
-    *("test_train_net", "tools/test_model_zoo", "test_configs", "engine/test_ranks", "tracking"),
+    *("test_train_net", "tools/test_model_zoo", "test_configs", "engine/test_ranks"),
+    *("engine/test_resume", "tracking"),
     *("experiments/test_main", "modeling/test_families", "experiments/spec/test_shipped_sweeps"),
     *("experiments/spec/test_resolve", "benchmark/test_comparison", "conformance/test_suite"),
     *("modeling/meta_arch", "modeling/backbone", "engine/test_trainer", "convert", "mutants"),
     *("test_docs", "data/validation/test_main", "data/test_mosaic", "conformance/test_main"),
+    *("data/test_stream", "engine/test_stop_signals", "engine/test_checkpoint"),
     *("experiments/report/test_plots", "measure", "evaluation"),
 )
 

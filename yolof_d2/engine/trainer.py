@@ -228,6 +228,8 @@ class Trainer(DefaultTrainer):
         try:
             return super().train()
         finally:
+            # Ends the loader's workers, which do not listen to signals.
+            self._trainer._data_loader_iter_obj = None
             if comm.is_main_process():
                 unlock_run(self.cfg.OUTPUT_DIR)
 
