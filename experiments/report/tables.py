@@ -90,10 +90,10 @@ def results_table(comparison: Comparison) -> Table:
         ap, base = "results.bbox.AP", comparison.baseline
         found = row.differ_from(base, ap)
         if found is None:
-            means = row.average(ap), base.average(ap)
-            if None in means:
+            own, theirs = row.average(ap), base.average(ap)
+            if own is None or theirs is None:
                 return _NONE
-            return f"{means[0].mean - means[1].mean:+.1f}, not paired"
+            return f"{own.mean - theirs.mean:+.1f}, not paired"
         interval = ""
         if found.half_width is not None:
             low, high = found.mean - found.half_width, found.mean + found.half_width

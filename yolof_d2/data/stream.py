@@ -46,7 +46,7 @@ class Place(NamedTuple):
 
     seed: int  # of the stream
     ordinal: int  # its number, from 0, over all ranks
-    index: int  # of its image in the data set
+    image: int  # its number in the data set
 
 
 def seed_step(seed: int, iteration: int) -> None:
@@ -143,7 +143,7 @@ class SeededDataset(Dataset):
         Raises:
             DataError: the mapper returned None again and again.
         """
-        index = place.index
+        index = place.image
         with _seeded(place.seed, _SAMPLE, place.ordinal, others=self._generators):
             for _ in range(_RETRIES):
                 sample = self._mapper(self._images[index])
@@ -152,7 +152,7 @@ class SeededDataset(Dataset):
                 # As Detectron2 does, another image; but a function of the place.
                 index = random.randrange(len(self._images))
         raise DataError(
-            f"the mapper {self._mapper!r} returned None for image {place.index} and {_RETRIES - 1} "
+            f"the mapper {self._mapper!r} returned None for image {place.image} and {_RETRIES - 1} "
             "others; it must return a sample for most images of the data set"
         )
 
@@ -268,8 +268,8 @@ def iter_batches(
             open_[kind] = mine[whole:]
         # A batch is full when its last place comes.
         full.sort(key=lambda batch: batch[-1, 0])
-        for batch in full[max(0, start - done) :]:
-            yield [tuple(row) for row in batch.tolist()]
+        for filled in full[max(0, start - done) :]:
+            yield [(int(n), int(index)) for n, index in filled]
         done += len(full)
 
 

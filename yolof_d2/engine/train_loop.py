@@ -167,7 +167,7 @@ class MixedPrecisionTrainer(SimpleTrainer):
 
     @property
     def _dataset(self) -> SeededDataset:
-        return cast(DataLoader, self.data_loader).dataset
+        return cast(SeededDataset, cast(DataLoader, self.data_loader).dataset)
 
     def load_state_dict(self, state_dict: dict) -> None:
         super().load_state_dict(state_dict)

@@ -74,6 +74,8 @@ def setup_run(cfg: CfgNode, launch: Launch) -> None:
 class Trainer(DefaultTrainer):
     """Trains and evaluates any Detectron2 meta-architecture the same way, for fair comparisons."""
 
+    iter: int
+
     def __init__(self, cfg: CfgNode, *, command: str = ""):
         """Build everything from ``cfg``, as ``DefaultTrainer`` does.
 
@@ -160,8 +162,9 @@ class Trainer(DefaultTrainer):
         writers: list[EventWriter] = [CommonMetricPrinter(self.max_iter), *self._file_writers]
         if WandbWriter.is_wanted(self.cfg):
             this = weakref.proxy(self)
-            own = {"command": self._command, "is_resumed": lambda: this.start_iter > 0}
-            writers.append(WandbWriter(self.cfg, **own))
+            writers.append(
+                WandbWriter(self.cfg, command=self._command, is_resumed=lambda: this.start_iter > 0)
+            )
         return writers
 
     def build_hooks(self) -> list[HookBase]:

@@ -6,7 +6,7 @@ import json
 import os
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from detectron2.utils.events import (
     EventStorage,
@@ -45,6 +45,7 @@ class MetricsWriter(JSONWriter):
     reader that a run went back to a checkpoint.
     """
 
+    _file_handle: IO[str]
     _last_write: int
 
     def __init__(self, json_file: str):
