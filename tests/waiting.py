@@ -84,7 +84,7 @@ def run_script(script: Path, *words: object, cwd: Path) -> CompletedProcess:
             failure: object = None
             try:
                 runpy.run_path(command[0], run_name="__main__")
-            except BaseException as end:  # noqa: BLE001  all of it is told below, as Python does
+            except BaseException as end:  # noqa: BLE001  pytest must not go on in the fork
                 failure = end.code if isinstance(end, SystemExit) else traceback.format_exc()
             if isinstance(failure, str):
                 output.write(failure)

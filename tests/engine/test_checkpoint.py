@@ -173,9 +173,14 @@ def flip_a_bit(path: Path) -> None:
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut off": (lambda path: os.truncate(path, path.stat().st_size // 2), "cut off, or no checkp"),
-    "empty": (lambda path: path.write_bytes(b""), r"cut off, or no checkpoint \(.*; 0 bytes\)"),
+    "empty": (lambda path: path.write_bytes(b""), r"cut off, or no checkpoint \(0 bytes\)"),
     "gone": (lambda path: path.unlink(), "it is not there"),
     "a bit flipped": (flip_a_bit, "the checksum of .* is wrong"),
+    "another archive": (
+        lambda path: zipfile.ZipFile(path, "w").writestr("a", "b"),
+        "an archive of another kind",
+    ),
+    "objects": (lambda path: torch.save({"model": Net()}, path), "holds more than tensors and"),
     "foreign": (lambda path: torch.save([1], path), "no state of a training"),
     "weights alone": (lambda path: torch.save({"model": {}}, path), "no state of a training"),
     "a weight less": (
@@ -207,6 +212,17 @@ def test_from_one_that_is_not_sound_the_one_before_is_used(folder, caplog, name)
     assert re.search(f"model_0000007.pth: .*{said}", caplog.text)
     assert "Going on from model_0000003.pth" in caplog.text
     assert (folder / "last_checkpoint").read_text() == "model_0000003.pth"
+
+
+@pytest.mark.parametrize("error", [OSError("stale file handle"), MemoryError()])
+def test_a_file_that_cannot_be_read_now_is_not_given_up(folder, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(type(error)):
+        resume(folder)
+    assert (folder / "last_checkpoint").read_text() == "model_0000007.pth"
 
 
 def test_where_none_is_sound_nothing_is_trained(folder):

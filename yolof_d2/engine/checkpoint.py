@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import time
 import zipfile
@@ -104,15 +105,26 @@ class StrictDetectionCheckpointer(DetectionCheckpointer):
         return "", problems
 
     def _find_problem(self, path: Path) -> str:
-        """Return why a run cannot go on from a file; "" if it can."""
+        """Return why a run cannot go on from a file; "" if it can.
+
+        Raises:
+            OSError, MemoryError, RuntimeError: it cannot be read now. That says nothing of it,
+                and going on from an older one would throw iterations away.
+        """
         try:
             # PyTorch does not compare the checksums that the format has.
             with zipfile.ZipFile(path) as file:
                 if bad := file.testzip():
                     return f"the checksum of {bad} is wrong"
+                if not any(name.endswith("/data.pkl") for name in file.namelist()):
+                    return "it is an archive of another kind"
             saved = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # noqa: BLE001  what torch raises on a bad file has no bounds
-            return f"it is cut off, or no checkpoint ({type(error).__name__}; {_size(path)})"
+        except FileNotFoundError:
+            return "it is not there"
+        except (zipfile.BadZipFile, EOFError):
+            return f"it is cut off, or no checkpoint ({path.stat().st_size} bytes)"
+        except pickle.UnpicklingError as error:
+            return f"it holds more than tensors and plain values ({str(error).splitlines()[0]})"
         if not isinstance(saved, dict) or not {"model", *self.checkpointables} <= saved.keys():
             return "it has weights at most, and no state of a training"
         if "tensors" in saved and saved.pop("tensors") != _count_tensors(saved):
@@ -152,10 +164,6 @@ def checkpoints_in(folder: str) -> list[Path]:
     last = note.read_text(errors="replace").strip() if note.is_file() else ""
     found = {*Path(folder).glob("model_*.pth"), *([Path(folder, last)] if last else [])}
     return sorted(found, key=rank, reverse=True)
-
-
-def _size(path: Path) -> str:
-    return f"{path.stat().st_size} bytes" if path.is_file() else "it is not there"
 
 
 def _not_finite(weights: dict[str, Any]) -> list[str]:
