@@ -80,7 +80,7 @@ if __name__ == "__main__":
         # So that Detectron2 chooses gloo, also where there are GPUs.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if args.num_gpus > 1:
-        pass_on_to_ranks()
+        pass_on_to_ranks(args.num_gpus)
     try:
         launch(
             worker,

@@ -3,6 +3,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from types import SimpleNamespace
 
@@ -44,3 +45,26 @@ def test_a_second_ctrl_c_ends_the_process_at_once(pause, code):
     process.start()
     process.join()
     assert process.exitcode == code
+
+
+def _hear_nothing() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(900)
+
+
+@pytest.mark.parametrize(("code", "survives"), [(1, False), (0, True)])
+def test_ranks_that_hear_no_sigterm_end_with_the_first_that_fails(monkeypatch, code, survives):
+    monkeypatch.setattr(stop_signals, "_GRACE_SECONDS", 0.2)
+    fork = multiprocessing.get_context("fork")
+    waiting = fork.Process(target=_hear_nothing)
+    ended = fork.Process(target=os._exit, args=(code,))
+    monkeypatch.setattr(stop_signals.multiprocessing, "active_children", lambda: [waiting, ended])
+    waiting.start()
+    ended.start()
+    watch = threading.Thread(target=stop_signals._end_with_the_first_that_fails, args=(2,))
+    watch.start()
+    ended.join()
+    waiting.join(timeout=2)
+    assert waiting.is_alive() == survives
+    waiting.kill()
+    watch.join()

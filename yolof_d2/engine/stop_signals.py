@@ -5,8 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterable
+from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,11 +16,12 @@ if TYPE_CHECKING:
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
+_GRACE_SECONDS = 60.0  # of the other ranks, after one has failed
 _SAME_PRESS_SECONDS = 1.0  # a terminal and the launcher may both pass on one Ctrl-C
 
 
-def pass_on_to_ranks() -> None:
-    """Pass signals of this process on to the processes that it has started."""
+def pass_on_to_ranks(count: int) -> None:
+    """Pass signals on to the ``count`` ranks that this process will start; end all if one fails."""
 
     def pass_on(number: int, frame: Any) -> None:
         for rank in multiprocessing.active_children():
@@ -27,6 +30,24 @@ def pass_on_to_ranks() -> None:
 
     for number in STOP_SIGNALS:
         signal.signal(number, pass_on)
+    threading.Thread(target=_end_with_the_first_that_fails, args=(count,), daemon=True).start()
+
+
+def _end_with_the_first_that_fails(count: int) -> None:
+    # The launcher sends SIGTERM, which a rank that waits in a GPU collective for a dead one never
+    # comes to handle.
+    ranks: list[Any] = []
+    while len(ranks) < count:
+        time.sleep(0.1)
+        ranks = multiprocessing.active_children()
+    while ranks:
+        ended = wait([rank.sentinel for rank in ranks])
+        time.sleep(_GRACE_SECONDS)  # by now the launcher, too, has seen it
+        if any(rank.exitcode for rank in ranks if rank.sentinel in ended):
+            for rank in ranks:
+                rank.kill()
+            return
+        ranks = [rank for rank in ranks if rank.sentinel not in ended]
 
 
 class StopSignals:
