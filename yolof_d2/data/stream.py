@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from functools import cached_property
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -92,12 +93,14 @@ def _seed_generator(generator: Any, seed: int) -> None:
         generator.seed(seed)
 
 
+# Or with those of everybody, which are seeded anyway.
+_WITHOUT_GENERATORS = (str, bytes, torch.Tensor, np.ndarray, Dataset, ModuleType, type)
 _GENERATORS = (random.Random, np.random.RandomState, np.random.Generator, torch.Generator)
 
 
 def _find_generators(thing: Any, seen: set[int]) -> list[Any]:
     """Return the generators that an object holds: a user's augmentation may have its own."""
-    if id(thing) in seen or isinstance(thing, (str, bytes, torch.Tensor, np.ndarray, Dataset)):
+    if id(thing) in seen or isinstance(thing, _WITHOUT_GENERATORS):
         return []
     seen.add(id(thing))
     if isinstance(thing, _GENERATORS):

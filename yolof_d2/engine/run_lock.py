@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -17,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 _BEAT_SECONDS = 30.0
 _held: dict[Path, IO[str]] = {}  # of this process
+_next_beat: dict[str, float] = {}  # by folder and the monotonic clock
 
 
 def lock_run(folder: str, *, stale_seconds: float = 300.0) -> None:
@@ -62,10 +64,14 @@ def lock_run(folder: str, *, stale_seconds: float = 300.0) -> None:
 
 
 def beat(folder: str) -> None:
-    """Show other hosts that the process lives; costs nothing when it has just been done."""
+    """Show other hosts that the process lives; cheap enough for every iteration."""
+    if time.monotonic() < _next_beat.get(folder, 0.0):
+        return
+    _next_beat[folder] = time.monotonic() + _BEAT_SECONDS
     path = Path(folder).resolve() / ".lock"
-    if path in _held and path.exists() and time.time() - path.stat().st_mtime > _BEAT_SECONDS:
-        os.utime(path)
+    if path in _held:
+        with suppress(OSError):  # a disk that does not answer now
+            os.utime(path)
 
 
 def unlock_run(folder: str) -> None:
